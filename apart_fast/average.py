@@ -1,0 +1,38 @@
+"""An exponential moving average of a model's weights (EMA) that never waits for the device.
+
+`torch.optim.swa_utils.AveragedModel` reads its counter on the host in each update; here the update is one `lerp`.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class WeightAverage:
+    """`average <- decay * average + (1 - decay) * weights`; buffers (BatchNorm statistics) are copied.
+
+    The decay of the first steps is lower, min(decay, (1 + n) / (10 + n)), as in timm's `ModelEmaV3` warm-up, so that
+    the random start is forgotten; the factor is a device scalar, written by the host.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self._pairs = (list(self.model.parameters()), list(model.parameters()))
+        self._buffers = (list(self.model.buffers()), list(model.buffers()))
+        self._rate = torch.ones((), device=next(model.parameters()).device)
+
+    def schedule(self, step: int) -> None:
+        """Set the factor for the update after step `step` (from 0)."""
+        self._rate.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the weights."""
+        mine, theirs = self._pairs
+        differences = torch._foreach_sub(theirs, mine)
+        torch._foreach_mul_(differences, self._rate)
+        torch._foreach_add_(mine, differences)
+        for average, buffer in zip(*self._buffers, strict=True):
+            average.copy_(buffer)

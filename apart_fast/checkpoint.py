@@ -1,0 +1,66 @@
+"""Checkpoints: written aside and renamed, loaded with `weights_only=True`."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from apart_fast.errors import UserError
+from apart_fast.files import atomic_path
+
+FORMAT = 1
+
+
+def save(path: str | os.PathLike, state: dict) -> None:
+    """Write `state` (tensors, numbers, text, lists and dicts of them) whole or not at all.
+
+    Raises:
+        UserError: no space left, or no right to write; an existing file stays as it was.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            torch.save({"format": FORMAT, **state}, temporary)
+        except RuntimeError as error:  # torch's zip writer turns a full disk into a RuntimeError
+            if isinstance(error.__cause__ or error.__context__, OSError):
+                raise (error.__cause__ or error.__context__) from error
+            if "write" in str(error).lower():
+                raise UserError(f"could not write {path}: free some space or choose another folder") from error
+            raise
+
+
+def load(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict:
+    """Read a checkpoint.
+
+    Raises:
+        UserError: missing, damaged, or not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: name a .pt file that a run has written")
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # zip, pickle and torch each have their own
+        raise UserError(f"checkpoint {path} is damaged or not a checkpoint: use another one") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of this program (format {FORMAT}): use another one")
+    return state
+
+
+def load_model(model: nn.Module, weights: dict, path: str | os.PathLike) -> None:
+    """Load weights into a model, all or nothing.
+
+    Raises:
+        UserError: the checkpoint is of another model; the line names the first difference.
+    """
+    mine = model.state_dict()
+    for name in [*mine, *weights]:
+        if name not in mine or name not in weights:
+            where = "the checkpoint" if name in weights else "the model"
+            raise UserError(f"{path} is of another model: {name} is only in {where}; choose the model it was made with")
+        if mine[name].shape != weights[name].shape:
+            raise UserError(
+                f"{path} is of another model: {name} is {tuple(weights[name].shape)} there and "
+                f"{tuple(mine[name].shape)} here; choose the model (and width) it was made with"
+            )
+    model.load_state_dict(weights)

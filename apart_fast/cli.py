@@ -1,0 +1,143 @@
+"""The command line: `apart-fast train | evaluate | demo`, and `python train.py`."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from apart_fast import checkpoint
+from apart_fast import evaluate as judge
+from apart_fast import trainer
+from apart_fast.config import TrainConfig
+from apart_fast.demo import DemoConfig
+from apart_fast.demo import run as demo
+from apart_fast.errors import UserError
+from apart_fast.evaluate import describe
+from apart_fast.files import atomic_write
+from apart_fast.loaders import load_dataset, subset
+from apart_fast.models import build_model
+from apart_fast.records import environment, to_json
+from apart_fast.trainer import Stopped, pick_device
+from apart_fast.units import parse_eps
+
+
+@dataclass
+class EvaluateConfig:
+    """Judge a checkpoint: accuracy on clean and attacked test images, with confidence intervals."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A best.pt or last.pt of a run."""
+    dataset: str | None = None
+    """Data set to judge on. None: the one it was trained on."""
+    data_dir: Path = Path("data")
+    """Where the data lies, or is downloaded to."""
+    download: bool = True
+    """Download a missing data set."""
+    images: int | None = None
+    """Judge on a fixed subset of so many test images. None: all of them."""
+    attacks: tuple[str, ...] = ("clean", "pgd-20")
+    """Any of clean, pgd-K, autoattack (needs the extra `autoattack`)."""
+    eps: str = "8/255"
+    """Radius of the L-inf ball, a fraction of the pixel range; the step is a quarter of it."""
+    restarts: int = 1
+    """Random starts of PGD."""
+    batch_size: int = 256
+    """Images attacked at a time."""
+    average: bool = True
+    """Judge the averaged weights where the checkpoint has them."""
+    amp: bool = False
+    """Judge in bfloat16 (quicker; figures to quote are made in float32)."""
+    seed: int = 0
+    """Of the random starts."""
+    device: str | None = None
+    """cuda, cuda:1, cpu, ... None: a GPU if there is one."""
+    out: Path | None = None
+    """JSON file for the report. None: evaluation.json beside the checkpoint."""
+    progress: bool = True
+    """Show a progress bar (never shown where the output is not a terminal)."""
+
+
+def train(config: TrainConfig) -> None:
+    summary, folder = trainer.train(config)
+    for name, report in summary.get("test", {}).items():
+        print(f"test, {name} weights: {describe(report)}")
+    print(f"run folder: {folder}")
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    eps, device = parse_eps(config.eps), pick_device(config.device)
+    state = checkpoint.load(config.checkpoint, device)
+    name = config.dataset or state["dataset"]
+    data = load_dataset(name, config.data_dir, download=config.download, progress=config.progress)
+    if len(data.classes) != state["description"]["num_classes"]:
+        raise UserError(
+            f"{config.checkpoint} knows {state['description']['num_classes']} classes, {name} has {len(data.classes)}: "
+            "choose the data set it was trained on"
+        )
+    model = build_model(**state["description"]).to(device, memory_format=torch.channels_last)
+    weights = (config.average and state.get("average")) or state["model"]
+    checkpoint.load_model(model, weights, config.checkpoint)
+    test = subset(data.test, config.images) if config.images else data.test
+    report = judge(
+        model,
+        test.images,
+        test.labels,
+        eps=eps,
+        attacks=config.attacks,
+        restarts=config.restarts,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=device,
+        amp=torch.bfloat16 if config.amp else None,
+        progress=config.progress,
+    )
+    out = config.out or config.checkpoint.parent / "evaluation.json"
+    atomic_write(
+        out, to_json({"checkpoint": config.checkpoint, "dataset": name, **asdict(report), "environment": environment()})
+    )
+    print(f"{config.checkpoint}: {describe(asdict(report))}")
+    print(f"report: {out}")
+
+
+COMMANDS: dict[str, tuple[type, Callable]] = {
+    "train": (TrainConfig, train),
+    "evaluate": (EvaluateConfig, evaluate),
+    "demo": (DemoConfig, demo),
+}
+
+
+def guarded(command: Callable[[], None]) -> int:
+    """Run a command; bad input becomes one line on stderr and exit code 2."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.code
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of GPU memory ({str(error).splitlines()[0]}): lower --batch-size", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train_command(args: list[str] | None = None) -> None:
+    """`python train.py`."""
+    config = tyro.cli(TrainConfig, args=args, prog="train.py" if args is None else None)
+    sys.exit(guarded(lambda: train(config)))
+
+
+def main(args: list[str] | None = None) -> None:
+    """`apart-fast`."""
+    configs = {name: config for name, (config, _) in COMMANDS.items()}
+    config = tyro.extras.subcommand_cli_from_dict(configs, args=args, prog="apart-fast")
+    run = next(run for kind, run in COMMANDS.values() if isinstance(config, kind))
+    sys.exit(guarded(lambda: run(config)))
+
+
+if __name__ == "__main__":
+    main()

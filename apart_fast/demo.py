@@ -1,0 +1,79 @@
+"""The main job at a size that two CPU cores finish in minutes: APART beside ordinary training on Fashion-MNIST."""
+
+import importlib.util
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from apart_fast import pictures
+from apart_fast.config import TrainConfig
+from apart_fast.errors import UserError
+from apart_fast.evaluate import describe
+from apart_fast.files import atomic_write
+from apart_fast.methods import get_method
+from apart_fast.records import RunFolder, environment, to_json
+from apart_fast.trainer import train
+
+EPOCHS = 9
+METHODS = ("apart", "standard")
+
+
+@dataclass
+class DemoConfig:
+    """The main job at a small size: APART on Fashion-MNIST beside ordinary training, minutes on a CPU."""
+
+    data_dir: Path = Path("data")
+    """Where the data lies, or is downloaded to (Debian's dataset-fashion-mnist is found by itself)."""
+    out: Path = Path("runs/demo")
+    """Folder for the runs and pictures; a demo that lies there is replaced."""
+    loader: Literal["ffcv", "resident", "dataloader"] = "ffcv"
+    """Where batches come from; ffcv where it is not installed: resident."""
+
+
+def run(config: DemoConfig) -> None:
+    """Train both networks, judge them, draw the pictures and say where everything lies.
+
+    Raises:
+        UserError: no data, or `out` holds something other than a demo.
+    """
+    loader = config.loader
+    if loader == "ffcv" and importlib.util.find_spec("ffcv") is None:
+        print("ffcv is not installed: going on with the resident loader")
+        loader = "resident"
+    report = config.out / "demo.json"
+    if config.out.exists() and any(config.out.iterdir()) and not any(config.out.glob("*/config.json")):
+        raise UserError(f"{config.out} holds something other than a demo: choose another --out")
+    shutil.rmtree(config.out, ignore_errors=True)
+
+    base = TrainConfig(
+        dataset="fashion-mnist",
+        data_dir=config.data_dir,
+        loader=loader,
+        width=0.25,
+        train_images=6000,
+        val_images=500,
+        test_images=1000,
+        amp=True,
+        probe_images=128,
+        val_every=3,
+    )
+    summaries = {}
+    for method in METHODS:
+        # the same time for both: epochs in the inverse ratio of a step's passes, 5 for APART and 3 for ordinary training
+        epochs = round(EPOCHS * get_method("apart").passes / get_method(method).passes)
+        print(f"\n{method}: {epochs} epochs of {base.train_images} images, {loader} loader, bfloat16")
+        out = config.out / method
+        summaries[method], _ = train(replace(base, method=method, epochs=epochs, cycle=epochs, out=out))
+
+    records = {method: RunFolder(config.out / method).metrics() for method in METHODS}
+    pictures.curves(records, config.out / "curves.png")
+    atomic_write(report, to_json({"runs": summaries, "settings": asdict(base), "environment": environment()}))
+    print(f"\nOn {base.test_images} test images, eps {base.eval_eps}, 95 % confidence intervals in brackets:")
+    for method, summary in summaries.items():
+        print(f"  {method:<9} {summary['train_seconds']:4.0f} s of training: {describe(summary['test']['last'])}")
+    print(
+        f"\nEverything lies in {config.out} (curves.png, apart/perturbations.png, demo.json); "
+        "next: python train.py --amp --ffcv"
+    )
+

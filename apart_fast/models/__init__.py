@@ -1,0 +1,86 @@
+"""Models by name. Pixels stay in [0, 1] outside; normalisation, if any, is inside the model."""
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from apart_fast.errors import UserError
+from apart_fast.models import external
+from apart_fast.models.normalize import MeanStd, Normalize
+from apart_fast.models.points import default_points
+from apart_fast.models.preact_resnet import BasicBlock, Bottleneck, PreActResNet
+from apart_fast.models.wide_resnet import WideResNet
+
+__all__ = ["MODELS", "SOURCES", "Normalize", "build_model", "default_points"]
+
+MIN_SIZE = 8
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "preact_resnet18": partial(PreActResNet, BasicBlock, (2, 2, 2, 2)),
+    "preact_resnet34": partial(PreActResNet, BasicBlock, (3, 4, 6, 3)),
+    "preact_resnet50": partial(PreActResNet, Bottleneck, (3, 4, 6, 3)),
+    "wide_resnet28_10": partial(WideResNet, 28, 10),
+    "wide_resnet34_10": partial(WideResNet, 34, 10),
+}
+
+# "source/name" -> (function that builds it, function that lists the names)
+SOURCES = {
+    "torchvision": (external.make_torchvision, external.torchvision_names),
+    "timm": (external.make_timm, external.timm_names),
+}
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    *,
+    in_channels: int = 3,
+    image_size: tuple[int, int] = (32, 32),
+    width: float = 1.0,
+    normalize: MeanStd | None = None,
+) -> nn.Module:
+    """A new model with random weights (torch's global generator), float32, on the CPU, channels-last, in training mode.
+
+    Args:
+        name: a key of `MODELS`, or "torchvision/NAME", or "timm/NAME".
+        num_classes: number of logits, at least 2.
+        in_channels: channels of the images.
+        image_size: (height, width) of the images, each at least 8.
+        width: factor on the channel counts; only for `MODELS`.
+        normalize: (mean, std), one number for each channel, in pixels of [0, 1].
+
+    Raises:
+        UserError: unknown name (close matches are shown), a value that does not fit, or timm is not installed.
+    """
+    if num_classes < 2:
+        raise UserError(f"{num_classes} classes: a classifier needs at least 2")
+    if in_channels < 1:
+        raise UserError(f"{in_channels} image channels: at least 1 is needed")
+    if min(image_size) < MIN_SIZE:
+        raise UserError(f"images of {image_size[0]}x{image_size[1]} are too small: each side needs at least {MIN_SIZE}")
+    if not 0 < width < float("inf"):
+        raise UserError(f"width {width} is not a positive factor")
+    source, slash, inner = name.partition("/")
+    if name in MODELS:
+        model = MODELS[name](num_classes, in_channels=in_channels, width=width, normalize=normalize)
+    elif slash and source in SOURCES:
+        make, names = SOURCES[source]
+        known = names()
+        if inner not in known:
+            raise _unknown(name, [f"{source}/{n}" for n in known])
+        if width != 1.0:
+            raise UserError(f"{name} has no width factor: leave width at 1, or use one of {', '.join(MODELS)}")
+        model = external.finish(make(inner, num_classes, in_channels), in_channels, normalize)
+        external.check_forward(model, name, num_classes, in_channels, image_size)
+    else:
+        raise _unknown(name, [*MODELS, *(f"torchvision/{n}" for n in external.torchvision_names())])
+    return model.to(memory_format=torch.channels_last)
+
+
+def _unknown(name: str, known: list[str]) -> UserError:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(MODELS)}, torchvision/NAME, timm/NAME"
+    return UserError(f"unknown model {name!r}: {hint}")

@@ -1,0 +1,146 @@
+"""The folder of a run: configuration, environment, metrics, TensorBoard events, checkpoints, pictures, summary."""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from apart_fast.config import TrainConfig
+from apart_fast.errors import UserError
+from apart_fast.files import atomic_write
+
+
+def environment() -> dict:
+    """What a reader needs to judge a figure: versions, device, cores, command, commit."""
+    import numpy
+    import torchvision
+
+    cuda = torch.cuda.is_available()
+    root = Path(__file__).resolve().parent.parent
+    git = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return {
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
+        "cuda": torch.version.cuda if cuda else None,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "commit": git.stdout.strip() or None,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def to_json(value: object) -> str:
+    """Readable JSON; paths become text, NaN and infinities become null."""
+
+    def plain(v):
+        if dataclasses.is_dataclass(v) and not isinstance(v, type):
+            return plain(dataclasses.asdict(v))
+        if isinstance(v, dict):
+            return {str(k): plain(x) for k, x in v.items()}
+        if isinstance(v, list | tuple):
+            return [plain(x) for x in v]
+        if isinstance(v, float) and not math.isfinite(v):
+            return None
+        return str(v) if isinstance(v, Path) else v
+
+    return json.dumps(plain(value), indent=2) + "\n"
+
+
+class RunFolder:
+    """Paths and records of one run.
+
+    Attributes:
+        path: the folder; `last` and `best` are its checkpoints.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.last, self.best = path / "last.pt", path / "best.pt"
+        self._metrics = path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> "RunFolder":
+        """A new folder with its configuration and environment.
+
+        Raises:
+            UserError: the folder already holds a run, or cannot be written.
+        """
+        path = config.out or Path("runs") / f"{config.dataset}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if (path / "config.json").exists():
+            raise UserError(f"{path} already holds a run: go on with --resume {path}, or choose another --out")
+        folder = cls(path)
+        atomic_write(path / "config.json", to_json(config))
+        atomic_write(path / "environment.json", to_json(environment()))
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> tuple["RunFolder", TrainConfig]:
+        """An existing folder and its configuration.
+
+        Raises:
+            UserError: no run there, or a damaged configuration.
+        """
+        file = path / "config.json"
+        if not file.is_file():
+            raise UserError(f"no run in {path} (no config.json): name the folder of a run")
+        try:
+            values = json.loads(file.read_text())
+            known = {field.name for field in dataclasses.fields(TrainConfig)}
+            if values.keys() - known:
+                raise ValueError(f"unknown settings {sorted(values.keys() - known)}")
+            for name in ("data_dir", "out", "resume"):
+                values[name] = Path(values[name]) if values.get(name) else None
+            values["points"] = tuple(values["points"]) if values.get("points") else None
+            return cls(path), TrainConfig(**values)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file} is damaged or of another version ({error}): start a new run") from error
+
+    def append(self, record: dict) -> None:
+        """Add a line to metrics.jsonl."""
+        with open(self._metrics, "a") as file:
+            file.write(json.dumps(json.loads(to_json(record))) + "\n")
+
+    def metrics(self) -> list[dict]:
+        """The lines of metrics.jsonl; an unfinished last line is left out."""
+        if not self._metrics.is_file():
+            return []
+        lines = []
+        for line in self._metrics.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+        return lines
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop the metrics of epochs after `epoch` (from 1): a resumed run writes them again."""
+        kept = [line for line in self.metrics() if line["epoch"] <= epoch]
+        atomic_write(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, name: str, value: object) -> Path:
+        """Write JSON under `name` in the folder."""
+        atomic_write(self.path / name, to_json(value))
+        return self.path / name

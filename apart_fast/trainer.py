@@ -1,0 +1,480 @@
+"""The training loop: loader -> `Apart.step` -> optimiser, with validation, probe, checkpoints and records."""
+
+import math
+import os
+import signal
+import time
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from apart_fast import checkpoint, pictures
+from apart_fast.apart import Apart
+from apart_fast.average import WeightAverage
+from apart_fast.collapse import CollapseWatch
+from apart_fast.config import TrainConfig
+from apart_fast.errors import UserError
+from apart_fast.evaluate import evaluate
+from apart_fast.loaders import Batch, make_loader
+from apart_fast.loaders.datasets import Dataset, Split, load_dataset, subset, take_validation
+from apart_fast.models import build_model
+from apart_fast.optim import SGD
+from apart_fast.readback import Readback
+from apart_fast.records import RunFolder
+from apart_fast.schedule import Triangle, scaled_eta
+from apart_fast.units import parse_eps
+
+AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """A signal ended the run after a checkpoint was written; `code` is the exit code the shell expects."""
+
+    def __init__(self, signum: int, folder: Path):
+        self.code = 128 + signum
+        super().__init__(f"stopped by {signal.Signals(signum).name}; go on with --resume {folder}")
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The named device, or a GPU if there is one, or the CPU.
+
+    Raises:
+        UserError: no such device, or no GPU.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}: give cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs; give --device cpu, or none")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name} is not supported: give cpu or cuda")
+    return device
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the next step to be done is `step` of `epoch` (both from 0)."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+    best_by: str = ""
+
+
+class Trainer:
+    """Everything a run holds; `run()` trains to the end and judges.
+
+    Args:
+        config: the settings; `check()` is called on them.
+        folder: where the run is recorded.
+        state: a checkpoint of the same run to go on from.
+
+    Raises:
+        UserError: bad settings, data or checkpoint (one line says what to do).
+    """
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, data: Dataset, state: dict | None = None):
+        self.config, self.folder = config, folder
+        self.device = pick_device(config.device)
+        self.amp = AMP_DTYPES[config.amp_dtype] if config.amp else None
+        # evaluation offers no float16: without loss scaling its input gradients underflow
+        self.watch_amp = torch.bfloat16 if config.amp else None
+        self.eval_eps = parse_eps(config.eval_eps)
+        self.classes = data.classes
+        self.test = subset(data.test, config.test_images) if config.test_images else data.test
+        train, self.val = split_training_data(config, data)
+        self.probe = subset(self.val, min(config.probe_images, len(self.val)))
+
+        torch.manual_seed(config.seed)
+        self.description = describe_model(config, train, data.classes)
+        self.model = build_model(**self.description).to(self.device, memory_format=torch.channels_last)
+        self.loader = make_loader(
+            config.loader_kind,
+            train,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            device=self.device,
+            padding=config.padding,
+            flip=data.flip if config.flip is None else config.flip,
+            workers=config.workers if config.workers is not None else os.cpu_count() or 1,
+            progress=config.progress,
+        )
+        self.scaler = None
+        if self.amp == torch.float16:
+            self.scaler = torch.amp.GradScaler(self.device.type)
+        self.cycle = min(config.cycle, config.epochs) * len(self.loader)
+        self.triangle = Triangle(self.cycle)
+        self.eta = scaled_eta(config.eta, self.cycle)
+        self.apart = Apart(
+            self.model,
+            self.loader.num_examples,
+            train.images.shape[1:],
+            padding=config.padding,
+            eps=config.eps,
+            method=config.method,
+            points=config.points,
+            amp=self.amp,
+            scaler=self.scaler,
+            label_smoothing=config.label_smoothing,
+            eta=self.eta,
+            decay=config.step_decay,
+            omega_dtype=getattr(torch, config.omega_dtype),
+            seed=config.seed,
+        )
+        self.optimizer = SGD(self.model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+        self.average = WeightAverage(self.model, config.ema) if config.ema else None
+        self.watch = CollapseWatch()
+        self.progress = Progress()
+        # sums over the epoch: loss, start loss, right answers, images
+        self.totals = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self._signal: int | None = None
+        if state is not None:
+            self._load_state(state)
+        self.folder.forget_after(self.progress.epoch)
+
+    # ---- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict:
+        """Train to the last epoch, judge, and return the summary.
+
+        Raises:
+            UserError: the loss became NaN, or the disk is full.
+            Stopped: SIGTERM or Ctrl-C, after a checkpoint.
+        """
+        config = self.config
+        with ExitStack() as stack:
+            stack.enter_context(self._signals())
+            stack.callback(self.loader.close)
+            self.writer = stack.enter_context(
+                closing(SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=self.global_step))
+            )
+            while self.progress.epoch < config.epochs:
+                record = self._train_epoch()
+                record |= self._watch_epoch(record["epoch"])
+                self.progress.epoch, self.progress.step = record["epoch"], 0
+                self.totals.zero_()
+                self.folder.append(record)
+                self._log_epoch(record)
+                if record["epoch"] % config.checkpoint_every == 0 or record["epoch"] == config.epochs:
+                    self.save()
+            return self._finish()
+
+    @property
+    def global_step(self) -> int:
+        """Steps done since the start of the run."""
+        return self.progress.epoch * len(self.loader) + self.progress.step
+
+    def _train_epoch(self) -> dict:
+        progress, epoch = self.progress, self.progress.epoch
+        self.model.train()
+        if progress.step == 0:
+            self.apart.start_epoch(epoch)
+        readback, began, first = Readback(), time.perf_counter(), progress.step
+        bar = tqdm(
+            total=len(self.loader),
+            initial=first,
+            desc=f"epoch {epoch + 1}/{self.config.epochs}",
+            unit="step",
+            leave=False,
+            disable=None if self.config.progress else True,
+            dynamic_ncols=True,
+        )
+        with bar, closing(self.loader.epoch(epoch, start=first)) as batches:
+            for batch in batches:
+                self.step(batch)
+                progress.step += 1
+                bar.update()
+                if progress.step % self.config.log_every == 0:
+                    self._show(bar, readback, (progress.step - first) / (time.perf_counter() - began))
+                if self._signal is not None:
+                    progress.seconds += time.perf_counter() - began
+                    self.save()
+                    raise Stopped(self._signal, self.folder.path)
+        loss, start_loss, correct, images = self.totals.tolist()  # waits for the device: once an epoch
+        seconds = time.perf_counter() - began
+        progress.seconds += seconds
+        self._check_loss(loss)
+        done = progress.step - first
+        return {
+            "epoch": epoch + 1,
+            "loss": loss / images,
+            "start_loss": start_loss / images,
+            "train_accuracy": correct / images,
+            **self._step_sizes(),
+            "seconds": seconds,
+            "images_per_second": done / len(self.loader) * self.loader.num_examples / seconds,
+        }
+
+    def step(self, batch: Batch) -> None:
+        """One training step: perturbation, gradients, weights, averages. Never waits for the device."""
+        height, momentum = self.triangle.at(self.global_step)
+        self.optimizer.set(lr=self.config.lr * height, momentum=momentum)
+        self.apart.set_rates(eta=self.eta * height, momentum=momentum)
+        self.optimizer.zero_grad(set_to_none=True)
+        result = self.apart.step(
+            batch.images, batch.labels, batch.indices, rows=batch.rows, offsets=batch.offsets, flips=batch.flips
+        )
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        if self.average is not None:
+            self.average.schedule(self.global_step)
+            self.average.update()
+        n = len(batch)
+        count = result.correct.new_full((), n)
+        self.totals += torch.stack([result.loss.double() * n, result.start_loss.double() * n, result.correct, count])
+
+    def _step_sizes(self) -> dict:
+        if not self.apart.method.learned:
+            return {}
+        alpha, alpha_omega, *blocks = self.apart.step_sizes.tolist()
+        return {"alpha": alpha, "alpha_omega": alpha_omega, "alpha_blocks": blocks}
+
+    # ---- watching ---------------------------------------------------------------------------------------------------
+
+    @property
+    def judged_model(self) -> torch.nn.Module:
+        """The averaged weights where there are any, else the weights."""
+        return self.model if self.average is None else self.average.model
+
+    def _judge(self, split: Split, attacks: tuple[str, ...], amp: torch.dtype | None, progress: bool = False):
+        return evaluate(
+            self.judged_model,
+            split.images,
+            split.labels,
+            eps=self.eval_eps,
+            attacks=attacks,
+            batch_size=max(self.config.batch_size, 128),
+            seed=self.config.seed,
+            device=self.device,
+            amp=amp,
+            progress=progress and self.config.progress,
+        )
+
+    def _watch_epoch(self, epoch: int) -> dict:
+        """Probe for collapse, validate when due, and keep the best weights."""
+        record: dict = {}
+        if self.config.probe_images:
+            probe = self._judge(self.probe, ("pgd-10",), self.watch_amp)
+            accuracy = probe.attacks["pgd-10"].accuracy
+            record["probe_pgd10"] = accuracy
+            if self.watch.update(epoch, accuracy):
+                tqdm.write(
+                    f"warning: collapsed at epoch {epoch}: PGD-10 probe {accuracy:.1%} after {self.watch.best:.1%}; "
+                    "the best checkpoint is from before"
+                )
+            if not self.progress.best_by == "validation":
+                self._keep_best(epoch, accuracy, "probe")
+        if epoch % self.config.val_every == 0 or epoch == self.config.epochs:
+            report = self._judge(self.val, ("clean", "pgd-20"), self.watch_amp)
+            record |= {"val_clean": report.attacks["clean"].accuracy, "val_pgd20": report.attacks["pgd-20"].accuracy}
+            if self.progress.best_by == "probe" and not self.watch.collapsed:
+                self.progress.best_accuracy = -1.0  # a validated epoch outranks a probed one
+            self._keep_best(epoch, record["val_pgd20"], "validation")
+        record["collapsed"] = self.watch.collapsed
+        return record
+
+    def _keep_best(self, epoch: int, accuracy: float, by: str) -> None:
+        if accuracy <= self.progress.best_accuracy:
+            return
+        self.progress.best_accuracy, self.progress.best_epoch, self.progress.best_by = accuracy, epoch, by
+        checkpoint.save(self.folder.best, self._weights(self.judged_model, epoch))
+
+    def _show(self, bar: tqdm, readback: Readback, steps_per_second: float) -> None:
+        readback.submit(self.global_step, torch.cat([self.totals, self.apart.step_sizes[:2].double()]))
+        newest = readback.poll()
+        if newest is None:
+            return
+        step, (loss, start_loss, correct, images, alpha, alpha_omega) = newest
+        self._check_loss(loss)
+        values = {"loss": loss / images, "start": start_loss / images, "acc": correct / images}
+        if self.apart.method.learned:
+            values |= {"alpha": alpha, "alpha_omega": alpha_omega}
+        rate = steps_per_second * self.config.batch_size
+        left = (self.config.epochs * len(self.loader) - self.global_step) / steps_per_second
+        bar.set_postfix_str(
+            ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+            + f", {rate:,.0f} img/s, run ends in {tqdm.format_interval(left)}"
+        )
+        for name, value in values.items():
+            self.writer.add_scalar(f"step/{name}", value, step)
+
+    def _check_loss(self, total: float) -> None:
+        if not math.isfinite(total):
+            raise UserError(
+                f"the loss became {total} in epoch {self.progress.epoch + 1}: lower --lr, or use bfloat16 or float32; "
+                f"the last good checkpoint in {self.folder.path} stays"
+            )
+
+    def _log_epoch(self, record: dict) -> None:
+        for name, value in record.items():
+            values = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
+            for key, number in values.items():
+                self.writer.add_scalar(f"epoch/{key}", float(number), record["epoch"])
+        words = [f"epoch {record['epoch']:>3}", f"loss {record['loss']:.3f}", f"acc {record['train_accuracy']:.1%}"]
+        words += [f"{name} {record[name]:.4f}" for name in ("alpha", "alpha_omega") if name in record]
+        words += [
+            f"{label} {record[name]:.1%}"
+            for name, label in (("probe_pgd10", "probe"), ("val_clean", "val clean"), ("val_pgd20", "val PGD-20"))
+            if name in record
+        ]
+        words += [f"{record['images_per_second']:,.0f} img/s", f"{record['seconds']:.1f} s"]
+        tqdm.write("  ".join(words))
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> dict:
+        config, progress = self.config, self.progress
+        records = self.folder.metrics()
+        summary = {
+            "dataset": config.dataset,
+            "method": self.apart.method.name,
+            "model": self.description,
+            "epochs": config.epochs,
+            "train_seconds": progress.seconds,
+            "best": {"epoch": progress.best_epoch, "by": progress.best_by, "accuracy": progress.best_accuracy},
+            "collapsed_at": self.watch.epochs,
+            "final": records[-1] if records else {},
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "memory_bytes": self.apart.memory.store.nbytes if self.apart.memory is not None else 0,
+        }
+        if self.device.type == "cuda":
+            summary["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.device)
+        last = {name: value.clone() for name, value in self.judged_model.state_dict().items()}
+        if config.test:
+            attacks = ("clean", "pgd-20")
+            # the test set is looked at here only, in float32, for the last weights and for those the validation chose
+            summary["test"] = {"last": asdict(self._judge(self.test, attacks, None, progress=True))}
+            if progress.best_epoch != config.epochs and self.folder.best.is_file():
+                best = checkpoint.load(self.folder.best, self.device)["model"]
+                self.judged_model.load_state_dict(best)
+                summary["test"]["best"] = asdict(self._judge(self.test, attacks, None, progress=True))
+                self.judged_model.load_state_dict(last)
+            else:
+                summary["test"]["best"] = summary["test"]["last"]
+        self.folder.write("summary.json", summary)
+        pictures.curves({self.apart.method.name: records}, self.folder.path / "curves.png")
+        pictures.perturbations(
+            self.judged_model, subset(self.val, min(8, len(self.val))), self.classes, self.eval_eps, self.folder.path / "perturbations.png"
+        )
+        return summary
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _weights(self, model: torch.nn.Module, epoch: int) -> dict:
+        return {
+            "kind": "weights",
+            "model": model.state_dict(),
+            "description": self.description,
+            "classes": self.classes,
+            "dataset": self.config.dataset,
+            "method": self.apart.method.name,
+            "epoch": epoch,
+        }
+
+    def save(self) -> None:
+        """Write the whole state to `last.pt`."""
+        state = {
+            **self._weights(self.model, self.progress.epoch),
+            "kind": "training",
+            "average": None if self.average is None else self.average.model.state_dict(),
+            "optimizer": self.optimizer.velocities(),
+            "apart": self.apart.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+            "watch": asdict(self.watch),
+            "totals": self.totals,
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            },
+        }
+        checkpoint.save(self.folder.last, state)
+
+    def _load_state(self, state: dict) -> None:
+        if state.get("kind") != "training":
+            raise UserError(f"{self.folder.last} holds weights only: resume needs the last.pt of a run")
+        checkpoint.load_model(self.model, state["model"], self.folder.last)
+        if (self.average is None) != (state["average"] is None):
+            raise UserError(f"{self.folder.last} does not fit: --ema was {'off' if self.average else 'on'} in that run")
+        if self.average is not None:
+            checkpoint.load_model(self.average.model, state["average"], self.folder.last)
+        self.optimizer.load_velocities(state["optimizer"])
+        self.apart.load_state_dict(state["apart"])
+        if self.scaler is not None and state["scaler"] is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.watch = CollapseWatch(**state["watch"])
+        self.totals.copy_(state["totals"])
+        torch.set_rng_state(state["rng"]["cpu"].cpu())
+        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.device)
+
+    @contextmanager
+    def _signals(self):
+        """Within: SIGTERM and Ctrl-C are noted and end the run after the step in hand."""
+
+        def note(signum, _frame):
+            self._signal = signum
+
+        before = {signum: signal.signal(signum, note) for signum in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+def split_training_data(config: TrainConfig, data: Dataset) -> tuple[Split, Split]:
+    """(training, validation) split of a run: the validation images are the same whatever the run's settings."""
+    train, val = take_validation(data.train, config.val_images)
+    return (subset(train, config.train_images) if config.train_images else train), val
+
+
+def describe_model(config: TrainConfig, train: Split, classes: list[str]) -> dict:
+    """Arguments of `build_model`, kept in checkpoints."""
+    _, h, w, c = train.images.shape
+    normalize = None
+    if config.normalize:
+        pixels = train.images.reshape(-1, c) / 255.0
+        normalize = (pixels.mean(0).tolist(), pixels.std(0).tolist())
+    return {
+        "name": config.model,
+        "num_classes": len(classes),
+        "in_channels": c,
+        "image_size": (h, w),
+        "width": config.width,
+        "normalize": normalize,
+    }
+
+
+def train(config: TrainConfig) -> tuple[dict, Path]:
+    """Train as configured, or go on with `config.resume`; returns (summary, run folder).
+
+    Raises:
+        UserError, Stopped: see `Trainer.run`.
+    """
+    state = None
+    if config.resume is not None:
+        folder, config = RunFolder.open(config.resume)
+        state = checkpoint.load(folder.last)
+    config.check()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    parse_eps(config.eps)
+    pick_device(config.device)
+    data = load_dataset(config.dataset, config.data_dir, download=config.download, progress=config.progress)
+    folder = folder if state is not None else RunFolder.create(config)
+    return Trainer(config, folder, data, state).run(), folder.path

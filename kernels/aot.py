@@ -1,0 +1,212 @@
+"""Compiles every kernel for given GPUs ahead of time, without a GPU, and reads what came out of the machine code.
+
+python -m apart_fast.kernels.aot            prints a table: registers, spills, widths of the global accesses
+"""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from apart_fast.errors import UserError
+from apart_fast.kernels.block import plan_add_sign, plan_capture_sign, plan_sign_dot
+from apart_fast.kernels.finish import plan_finish
+from apart_fast.kernels.launch import HAS_TRITON, Launch
+from apart_fast.kernels.projected_step import plan_projected_step
+from apart_fast.kernels.start import plan_start
+from apart_fast.kernels.step import plan_step
+
+TARGETS = (80, 90, 100)  # A100, H100/H200, B200
+POINTERS = {
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.int64: "*i64",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+}
+SASS_WIDTH = re.compile(r"\b(LDG|STG)\.E(?:\.\w+)*?(?:\.(128|256|64|[US]16|[US]8))?(?:\.\w+)*\s")
+BITS = {None: 32, "U16": 16, "S16": 16, "U8": 8, "S8": 8, "64": 64, "128": 128, "256": 256}
+ALIGNED = [["tt.divisibility", 16]]
+
+bf16, fp16, fp32, i8 = torch.bfloat16, torch.float16, torch.float32, torch.int8
+
+
+class Example(NamedTuple):
+    """One way to call a kernel, on meta tensors; `wide`: accesses that must have 128 bits or more ("LDG", "STG")."""
+
+    name: str
+    plan: Callable[[], Launch]
+    wide: tuple[str, ...] = ()
+
+
+def _empty(*shape, dtype=fp32):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _crops(batch):
+    return _empty(batch, 2, dtype=torch.int64), _empty(batch, dtype=torch.bool)
+
+
+def _start(height, width, channels, padding, noise=False, store=None, batch=128, n=50_000):
+    def plan():
+        images = _empty(n, height, width, channels, dtype=torch.uint8)
+        which = _empty(batch, dtype=torch.int64)
+        start = {"noise": _empty(batch, height, width, channels)} if noise else {}
+        if store is not None:
+            omega = _empty(n, height + 2 * padding, width + 2 * padding, channels, dtype=store)
+            start = dict(store=omega, indices=which, scale=_empty(), eps=8 / 255)
+        return plan_start(images, which, *_crops(batch), padding, **start)
+
+    return plan
+
+
+def _finish(height, width, channels, padding, store, g, batch=128, n=50_000):
+    def plan():
+        omega = _empty(n, height + 2 * padding, width + 2 * padding, channels, dtype=store)
+        g1 = _empty(batch, height, width, channels, dtype=g)
+        code = _empty(batch, height, width, channels, dtype=i8)
+        which = _empty(batch, dtype=torch.int64)
+        return plan_finish(g1, code, omega, which, *_crops(batch), padding, _empty(), _empty(), 8 / 255)
+
+    return plan
+
+
+def _step(shape, g, d0=True):
+    return lambda: plan_step(_empty(*shape), _empty(*shape) if d0 else None, _empty(*shape, dtype=g), _empty(), 8 / 255)
+
+
+def _projected(shape, g):
+    return lambda: plan_projected_step(_empty(*shape), _empty(*shape), _empty(*shape, dtype=g), 2 / 255, 8 / 255)
+
+
+CIFAR, FASHION, ODD = (32, 32, 3, 4), (28, 28, 1, 4), (31, 33, 3, 2)
+BATCH, ODD_BATCH, BLOCK = (128, 32, 32, 3), (3, 31, 33, 3), (128, 64, 32, 32)
+
+EXAMPLES = (
+    Example("start plain", _start(*CIFAR), ("STG",)),
+    Example("start noise", _start(*CIFAR, noise=True), ("LDG", "STG")),
+    Example("start store fp32", _start(*CIFAR, store=fp32), ("STG",)),
+    Example("start store fp16", _start(*CIFAR, store=fp16), ("STG",)),
+    Example("start store int8", _start(*CIFAR, store=i8), ("STG",)),
+    Example("start store fp32 28x28x1", _start(*FASHION, store=fp32), ("STG",)),
+    Example("start store fp32 31x33x3", _start(*ODD, store=fp32)),
+    Example("step fp32", _step(BATCH, fp32), ("LDG", "STG")),
+    Example("step bf16", _step(BATCH, bf16), ("LDG", "STG")),
+    Example("step fp32 no d0", _step(BATCH, fp32, d0=False), ("LDG", "STG")),
+    Example("step fp32 odd", _step(ODD_BATCH, fp32)),
+    Example("finish fp32 store fp32", _finish(*CIFAR, store=fp32, g=fp32), ("LDG",)),
+    Example("finish fp32 store fp16", _finish(*CIFAR, store=fp16, g=fp32), ("LDG",)),
+    Example("finish bf16 store int8", _finish(*CIFAR, store=i8, g=bf16), ("LDG",)),
+    Example("finish fp32 store fp32 31x33x3", _finish(*ODD, store=fp32, g=fp32)),
+    Example("capture_sign bf16", lambda: plan_capture_sign(_empty(*BLOCK, dtype=bf16)), ("LDG", "STG")),
+    Example("capture_sign fp32", lambda: plan_capture_sign(_empty(*BLOCK)), ("LDG", "STG")),
+    Example(
+        "add_sign bf16",
+        lambda: plan_add_sign(_empty(*BLOCK, dtype=bf16), _empty(*BLOCK, dtype=i8), _empty()),
+        ("LDG", "STG"),
+    ),
+    Example(
+        "add_sign fp16",
+        lambda: plan_add_sign(_empty(*BLOCK, dtype=fp16), _empty(*BLOCK, dtype=i8), _empty()),
+        ("LDG", "STG"),
+    ),
+    Example("sign_dot bf16", lambda: plan_sign_dot(_empty(*BLOCK, dtype=bf16), _empty(*BLOCK, dtype=i8)), ("LDG",)),
+    Example("sign_dot fp32", lambda: plan_sign_dot(_empty(*BLOCK), _empty(*BLOCK, dtype=i8)), ("LDG",)),
+    Example("projected_step fp32", _projected(BATCH, fp32), ("LDG", "STG")),
+    Example("projected_step bf16", _projected(BATCH, bf16), ("LDG", "STG")),
+)
+
+
+def source(launch: Launch):
+    """The triton ASTSource that a GPU would compile for this launch (specialised on alignment like the JIT)."""
+    from triton.compiler import ASTSource
+
+    names = launch.kernel.arg_names
+    values = dict(zip(names, launch.args, strict=False)) | launch.constexprs
+    signature, constants, attributes = {}, {}, {}
+    for i, name in enumerate(names):
+        v = values[name]
+        aligned = False
+        if isinstance(v, torch.Tensor):
+            signature[name], aligned = POINTERS[v.dtype], v.data_ptr() % 16 == 0
+        elif name in launch.constexprs or v is None or (isinstance(v, int) and v == 1):
+            signature[name], constants[name] = "constexpr", v
+        elif isinstance(v, float):
+            signature[name] = "fp32"
+        else:
+            signature[name], aligned = "i32" if v < 2**31 else "i64", v % 16 == 0
+        if aligned:
+            attributes[(i,)] = ALIGNED
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def _dump(*options: str, cubin: Path) -> str:
+    from triton import knobs
+
+    tool = knobs.nvidia.cuobjdump.path
+    return subprocess.run([tool, *options, str(cubin)], check=True, capture_output=True, text=True).stdout
+
+
+def inspect_cubin(cubin: bytes) -> dict:
+    """Registers a thread, bytes of stack, local memory (spills) and shared memory, and how many global accesses have
+    how many bits: `LDG` and `STG`, dicts bits -> count."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        usage = _dump("--dump-resource-usage", cubin=path)
+        sass = _dump("--dump-sass", cubin=path)
+    found = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
+    accesses = {"LDG": Counter(), "STG": Counter()}
+    for kind, width in SASS_WIDTH.findall(sass):
+        accesses[kind][BITS[width or None]] += 1
+    return {
+        "registers": found["REG"],
+        "stack": found["STACK"],
+        "local": found["LOCAL"],
+        "shared": found["SHARED"],
+        **{kind: dict(sorted(counts.items())) for kind, counts in accesses.items()},
+    }
+
+
+def compile_all(targets=TARGETS, examples=EXAMPLES) -> list[dict]:
+    """Compiles each example for each target (compute capability * 10, e.g. 90) and returns one row for each: name,
+    target, wide (the accesses that must be wide), ptx (text) and the items of `inspect_cubin`.
+
+    UserError where Triton is missing or set to interpret.
+    """
+    if not HAS_TRITON:
+        raise UserError("Triton is not installed: there is nothing to compile")
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    if triton.knobs.runtime.interpret:
+        raise UserError("TRITON_INTERPRET is set: unset it to compile the kernels")
+    rows = []
+    for example in examples:
+        launch = example.plan()
+        for cc in targets:
+            options = {"num_warps": launch.num_warps, **launch.options}
+            compiled = triton.compile(source(launch), target=GPUTarget("cuda", cc, 32), options=options)
+            row = {"name": example.name, "target": cc, "wide": example.wide, "ptx": compiled.asm["ptx"]}
+            rows.append(row | inspect_cubin(compiled.asm["cubin"]))
+    return rows
+
+
+def main() -> None:
+    """Prints the table of `compile_all`."""
+    line = "{name:31} {target:>6} {registers:>9} {local:>6} {stack:>5} {shared:>6}  {loads:24} {stores}"
+    titles = ("name", "target", "registers", "local", "stack", "shared")
+    print(line.format(**{t: t for t in titles}, loads="loads (bits x count)", stores="stores"))
+    for row in compile_all():
+        widths = {k: " ".join(f"{bits}x{count}" for bits, count in row[k].items()) for k in ("LDG", "STG")}
+        print(line.format(**row, loads=widths["LDG"], stores=widths["STG"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Random crop and horizontal flip of NHWC tensors, and its inverse: output pixel (h, w) is source pixel
+(h + top - padding, (w or W - 1 - w if flipped) + left - padding). A padded store has padding 0."""
+
+import torch
+
+from apart_fast.kernels.codec import decode
+from apart_fast.kernels.launch import jit, tl
+
+
+def _source_pixels(offsets, flips, out_hw, padding):
+    """Row [B, H] and column [B, W] of the source for each output row and column, int64, may lie outside."""
+    height, width = out_hw
+    h = torch.arange(height, device=offsets.device)
+    w = torch.arange(width, device=offsets.device)
+    rows = h + (offsets[:, :1] - padding)
+    cols = torch.where(flips[:, None], width - 1 - w, w) + (offsets[:, 1:] - padding)
+    return rows, cols
+
+
+def _flat_pixels(source, indices, rows, cols):
+    """Number of each pixel in `source` seen as [N * height * width, C]; int64 [B * H * W]."""
+    _, height, width, _ = source.shape
+    first = (indices[:, None] * height + rows) * width
+    return (first[:, :, None] + cols[:, None, :]).flatten()
+
+
+def gather_crop(source, rows, offsets, flips, out_hw, fill=None, *, padding=0, dtype=None):
+    """The crop of `source` [N, Hs, Ws, C] for each of B examples: [B, *out_hw, C].
+
+    rows int64 [B]: which source image; offsets int64 [B, 2] (top, left) in the padded image; flips bool [B], applied
+    after the crop. With `fill` the source is unpadded and pixels outside it are `fill`; without, every pixel must lie
+    inside. dtype: decode to this float dtype first (see codec.py); None keeps the stored numbers.
+    IndexError on the CPU for a row or offset out of range.
+    """
+    _, height, width, channels = source.shape
+    r, c = _source_pixels(offsets, flips, out_hw, padding)
+    if fill is not None:
+        inside = ((r >= 0) & (r < height))[:, :, None] & ((c >= 0) & (c < width))[:, None, :]
+        r, c = r.clamp(0, height - 1), c.clamp(0, width - 1)
+    values = source.view(-1, channels).index_select(0, _flat_pixels(source, rows, r, c))
+    values = values.view(rows.numel(), *out_hw, channels)
+    if dtype is not None:
+        values = decode(values, dtype)
+    return values if fill is None else values.masked_fill_(~inside[..., None], fill)
+
+
+def scatter_crop(store, values, indices, offsets, flips):
+    """Writes `values` [B, H, W, C] (in the store's dtype) back through flip and crop into `store` [N, Hs, Ws, C], in
+    place; everything outside the crops keeps its value. indices int64 [B] must be unique."""
+    channels = store.shape[-1]
+    r, c = _source_pixels(offsets, flips, values.shape[1:3], 0)
+    store.view(-1, channels).index_copy_(0, _flat_pixels(store, indices, r, c), values.reshape(-1, channels))
+
+
+@jit
+def source_pixel(offsets_ptr, flips_ptr, example, e, W: tl.constexpr, C: tl.constexpr):
+    """Row, column and channel in the padded image of element `e` of the NHWC output of `example`."""
+    top = tl.load(offsets_ptr + example * 2).to(tl.int32)
+    left = tl.load(offsets_ptr + example * 2 + 1).to(tl.int32)
+    flip = tl.load(flips_ptr + example).to(tl.int32)
+    w = (e // C) % W
+    return e // (C * W) + top, w + flip * (W - 1 - 2 * w) + left, e % C

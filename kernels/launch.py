@@ -1,0 +1,70 @@
+"""What every kernel file shares: Triton where it is installed, and `Launch`, one described kernel launch.
+
+A kernel file has five parts: the plain PyTorch twin (`*_torch`, defines the meaning), the Triton kernel (`_*_kernel`),
+`plan_*` (allocates the outputs and describes the launch), `*_triton` (plan and run) and the dispatching function.
+`plan_*` is the only place that knows a kernel's arguments: the ahead-of-time compiler (`aot.py`) calls it too, on meta
+tensors, so that what is checked without a GPU is what is launched on one.
+"""
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # macOS, Windows: the twins do the work
+    triton = None
+    tl = SimpleNamespace(constexpr=None)
+
+HAS_TRITON = triton is not None
+
+
+def jit(function):
+    """`triton.jit`; without Triton the function stays as it is and is never called."""
+    return triton.jit(function) if HAS_TRITON else function
+
+
+def blocks(n: int, block: int) -> int:
+    """Number of blocks of `block` elements that cover `n`."""
+    return -(-n // block)
+
+
+def on_gpu(*tensors: torch.Tensor) -> bool:
+    """True if a call on these tensors goes to the Triton kernel: on a CUDA device and none in float64."""
+    return HAS_TRITON and tensors[0].is_cuda and all(t.dtype != torch.float64 for t in tensors)
+
+
+class Launch(NamedTuple):
+    """One kernel launch: `kernel[grid](*args, **constexprs)`, and the tensors that it fills."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple
+    constexprs: dict[str, Any]
+    outputs: tuple
+    num_warps: int = 4
+
+    # a * b + c must round twice, as torch does, or the kernels differ from their twins by an ulp
+    options = {"enable_fp_fusion": False}
+
+    def run(self) -> tuple:
+        """Launches on the device of the first tensor and returns `outputs`; no host synchronisation."""
+        first = next(a for a in self.args if isinstance(a, torch.Tensor))
+        with torch.cuda.device_of(first):
+            self.kernel[self.grid](*self.args, **self.constexprs, num_warps=self.num_warps, **self.options)
+        return self.outputs
+
+
+@jit
+def sign(v):
+    """(v > 0) - (v < 0) as int32: 0 for 0 and for NaN."""
+    return (v > 0).to(tl.int32) - (v < 0).to(tl.int32)
+
+
+@jit
+def clip(v, low, high):
+    """Clamp that lets NaN through, as torch.clamp does: a diverged step size must show in the loss."""
+    v = tl.maximum(v, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(v, high, propagate_nan=tl.PropagateNan.ALL)

@@ -1,0 +1,208 @@
+"""Start of an adversarial step: crop, flip and scale the images and perturb them (APART step 1, arXiv 2010.08034).
+
+Bytes an element (float32 out): no start 1 + 4; noise 1 + 4 + 8; memory 1 + S + 12, with S the store's element size.
+"""
+
+import torch
+
+from apart_fast.errors import UserError
+from apart_fast.kernels.codec import LEVELS, check_store, load_value
+from apart_fast.kernels.crop import gather_crop, source_pixel
+from apart_fast.kernels.launch import Launch, blocks, clip, jit, on_gpu, tl
+
+GREY = 0.5  # what lies outside the image
+BLOCK = 1024
+NOTHING, NOISE, MEMORY = 0, 1, 2
+
+
+def _check(images, padding, dtype, noise, store, indices, scale, eps):
+    if images.dtype != torch.uint8 or images.ndim != 4 or not images.is_contiguous():
+        raise UserError(f"images are {images.dtype} {tuple(images.shape)}: give contiguous uint8 [N, H, W, C]")
+    if dtype not in (torch.float32, torch.float64):
+        raise UserError(f"inputs cannot be made in {dtype}, which loses small perturbations: use float32 or float64")
+    if store is not None:
+        if noise is not None:
+            raise UserError("give noise or store, not both")
+        if indices is None or scale is None or eps is None:
+            raise UserError("a start from the store needs indices, scale and eps")
+        _, height, width, channels = images.shape
+        check_store(store, (height + 2 * padding, width + 2 * padding, channels))
+
+
+def start_torch(
+    images,
+    rows,
+    offsets,
+    flips,
+    padding,
+    *,
+    dtype=torch.float32,
+    noise=None,
+    store=None,
+    indices=None,
+    scale=None,
+    eps=None,
+):
+    """Plain PyTorch twin of `start`."""
+    _check(images, padding, dtype, noise, store, indices, scale, eps)
+    out_hw = images.shape[1:3]
+    x = gather_crop(images, rows, offsets, flips, out_hw, GREY if padding else None, padding=padding, dtype=dtype)
+    if store is not None:
+        omega = gather_crop(store, indices, offsets, flips, out_hw, dtype=dtype)
+        d0 = (scale * omega).clamp_(-eps, eps)
+    elif noise is not None:
+        d0 = noise
+    else:
+        return x, None, x
+    return x, d0, (x + d0).clamp_(0, 1)
+
+
+@jit
+def _start_kernel(
+    images_ptr,  # u8 [M, H, W, C]
+    rows_ptr,  # i64 [B]
+    offsets_ptr,  # i64 [B, 2]
+    flips_ptr,  # u8 [B]
+    noise_ptr,  # f32 [B, H, W, C] or None
+    store_ptr,  # [N, H + 2 PADDING, W + 2 PADDING, C] or None
+    indices_ptr,  # i64 [B] or None
+    scale_ptr,  # f32 [] or None
+    x_ptr,  # f32 [B, H, W, C]
+    d0_ptr,  # the same or None
+    x0_ptr,  # the same or None
+    eps,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    PADDING: tl.constexpr,
+    KIND: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    example = tl.program_id(0).to(tl.int64)
+    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = e < H * W * C
+    row, col, channel = source_pixel(offsets_ptr, flips_ptr, example, e, W, C)
+
+    image_ptr = images_ptr + tl.load(rows_ptr + example) * (H * W * C)
+    r = row - PADDING
+    c = col - PADDING
+    inside = (r >= 0) & (r < H) & (c >= 0) & (c < W)
+    pixel = tl.load(image_ptr + (r * W + c) * C + channel, mask=mask & inside, other=0)
+    x = tl.where(inside, tl.div_rn(pixel.to(tl.float32), 255.0), 0.5)
+
+    first = example * (H * W * C)
+    tl.store(x_ptr + first + e, x, mask=mask)
+    if KIND != 0:
+        if KIND == 1:
+            d0 = tl.load(noise_ptr + first + e, mask=mask, other=0)
+        else:
+            omega_ptr = store_ptr + tl.load(indices_ptr + example) * ((H + 2 * PADDING) * (W + 2 * PADDING) * C)
+            omega = load_value(omega_ptr + (row * (W + 2 * PADDING) + col) * C + channel, mask, LEVELS)
+            d0 = clip(tl.load(scale_ptr) * omega, -eps, eps)
+            tl.store(d0_ptr + first + e, d0, mask=mask)
+        tl.store(x0_ptr + first + e, clip(x + d0, 0.0, 1.0), mask=mask)
+
+
+def plan_start(
+    images,
+    rows,
+    offsets,
+    flips,
+    padding,
+    *,
+    dtype=torch.float32,
+    noise=None,
+    store=None,
+    indices=None,
+    scale=None,
+    eps=None,
+) -> Launch:
+    """The launch of `start`; its outputs are (x, d0, x0)."""
+    _check(images, padding, dtype, noise, store, indices, scale, eps)
+    if dtype != torch.float32:
+        raise TypeError(f"the Triton kernel makes float32, not {dtype}")
+    _, height, width, channels = images.shape
+    batch = rows.numel()
+    x = torch.empty((batch, height, width, channels), dtype=dtype, device=images.device)
+    kind = MEMORY if store is not None else NOISE if noise is not None else NOTHING
+    if noise is not None:
+        noise = noise.contiguous()
+    d0 = torch.empty_like(x) if kind == MEMORY else None
+    x0 = x if kind == NOTHING else torch.empty_like(x)
+    return Launch(
+        kernel=_start_kernel,
+        grid=(batch, blocks(height * width * channels, BLOCK)),
+        args=(
+            images,
+            rows.contiguous(),
+            offsets.contiguous(),
+            flips.contiguous().view(torch.uint8),
+            noise,
+            store,
+            indices.contiguous() if kind == MEMORY else None,
+            scale if kind == MEMORY else None,
+            x,
+            d0,
+            None if kind == NOTHING else x0,
+            float(eps) if kind == MEMORY else 0.0,
+        ),
+        constexprs=dict(
+            H=height,
+            W=width,
+            C=channels,
+            PADDING=padding,
+            KIND=kind,
+            LEVELS=LEVELS.get(store.dtype, 0) if kind == MEMORY else 0,
+            BLOCK=BLOCK,
+        ),
+        outputs=(x, noise if kind == NOISE else d0, x0),
+    )
+
+
+def start_triton(*args, **kwargs):
+    """Triton launcher of `start` (same arguments; float32 only)."""
+    return plan_start(*args, **kwargs).run()
+
+
+@torch.no_grad()
+def start(
+    images,
+    rows,
+    offsets,
+    flips,
+    padding,
+    *,
+    dtype=torch.float32,
+    noise=None,
+    store=None,
+    indices=None,
+    scale=None,
+    eps=None,
+):
+    """Augmented images, the start of the perturbation and the perturbed images: (x, d0, x0), each [B, H, W, C].
+
+    images: uint8 [M, H, W, C]; rows: int64 [B]; offsets: int64 [B, 2], (top, left) in 0..2 * padding of the crop in the
+    image padded with 0.5 grey; flips: bool [B], horizontal flip after the crop; dtype: of the outputs, float32 or
+    float64.
+    Without `noise` and `store`: d0 is None and x0 is x. noise [B, H, W, C] in `dtype`: d0 = noise.
+    store [N, H + 2p, W + 2p, C] (see codec.py), indices int64 [B], scale 0-dim tensor, eps in [0, 1]:
+    d0 = clip(scale * omega, -eps, eps) with omega cropped and flipped like its image. x0 = clip(x + d0, 0, 1).
+
+    Source: APART step 1. UserError for a wrong dtype, shape or combination.
+    """
+    floats = [t for t in (noise, store, scale) if t is not None]
+    call = start_triton if dtype != torch.float64 and on_gpu(images, *floats) else start_torch
+    return call(
+        images,
+        rows,
+        offsets,
+        flips,
+        padding,
+        dtype=dtype,
+        noise=noise,
+        store=store,
+        indices=indices,
+        scale=scale,
+        eps=eps,
+    )

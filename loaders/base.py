@@ -1,0 +1,119 @@
+"""What the loaders have in common: the rank's share, the epoch's plan and its place on the device."""
+
+import operator
+from collections.abc import Iterator
+
+import torch
+
+from apart_fast.errors import UserError
+from apart_fast.loaders.batch import Batch
+from apart_fast.loaders.datasets import Split
+from apart_fast.loaders.plan import EpochPlan, share_positions
+
+
+class Loader:
+    """Batches of one rank's share of a split; subclasses supply `_fetch`.
+
+    Two loaders with the same arguments give the same batches, whichever their class. Starting an epoch ends one that
+    was left unfinished.
+
+    Args:
+        split: uint8 images [N, H, W, C] and labels [N].
+        batch_size: examples in a batch of this rank; the last batch of an epoch may be smaller.
+        seed: integer >= 0 that fixes order, crops and flips of every epoch.
+        device: where the batches live.
+        padding: pixels added on each side before the random crop; 0 = no crop.
+        flip: whether to mirror at random.
+        rank, world_size: this rank owns the positions rank, rank + world_size, ... (see `share_positions`).
+        workers: processes ("dataloader"; 0 = none) or threads ("ffcv"; at least one); "resident" has no use for them.
+        progress: show a bar while data is converted ("ffcv").
+
+    Attributes:
+        num_examples: size of the share; `Batch.indices` are places in it, 0..num_examples-1.
+
+    Raises:
+        UserError: the batch is larger than the share, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        padding: int = 0,
+        flip: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        progress: bool = True,
+    ):
+        _at_least("batch size", batch_size, 1)
+        _at_least("seed", seed, 0)
+        _at_least("padding", padding, 0)
+        _at_least("number of workers", workers, 0)
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank {rank} is not one of 0..{world_size - 1}: check RANK and WORLD_SIZE")
+        self.share = share_positions(len(split), rank, world_size)
+        self.num_examples = len(self.share)
+        if batch_size > self.num_examples:
+            owner = "this process" if world_size > 1 else "the data"
+            raise UserError(
+                f"a batch of {batch_size} is larger than the data ({owner} has {self.num_examples} examples): "
+                f"choose a batch size of at most {self.num_examples}"
+            )
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.padding, self.flip = padding, flip
+        self.rank, self.world_size = rank, world_size
+        self.workers, self.progress = workers, progress
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        return -(-self.num_examples // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of epoch number `epoch` from step `start` on (0 = the whole epoch)."""
+        if not 0 <= start <= len(self):
+            raise ValueError(f"step {start} is outside the epoch's {len(self)} steps")
+        plan = EpochPlan(self.num_examples, self.seed, epoch, self.padding, self.flip, self.rank)
+        return self._batches(plan, start * self.batch_size)
+
+    def close(self) -> None:
+        """End threads and processes; the loader cannot be used afterwards."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _batches(self, plan: EpochPlan, begin: int) -> Iterator[Batch]:
+        """Combine what `_fetch` delivers with the epoch's plan, which goes to the device once."""
+        arrays = (plan.order, plan.offsets, plan.flips)
+        order, offsets, flips = (to_device(torch.from_numpy(array), self.device) for array in arrays)
+        for images, rows, labels in self._fetch(plan, begin, order):
+            part = slice(begin, begin + len(labels))
+            yield Batch(images, rows, labels, order[part], offsets[part], flips[part])
+            begin = part.stop
+
+    def _fetch(
+        self, plan: EpochPlan, begin: int, order: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Yield (images, rows, labels) of each batch from place `begin` of the plan's order on.
+
+        `order` is the plan's order on the device.
+        """
+        raise NotImplementedError
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a CPU tensor to `device` without waiting for it; on the CPU the tensor itself."""
+    # torch keeps a pinned block from reuse until the copy has run, so the short-lived block is safe
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _at_least(what: str, value: int, least: int) -> None:
+    if operator.index(value) < least:
+        raise UserError(f"the {what} is {value}: choose {least} or more")

@@ -1,0 +1,434 @@
+"""Attacks and evaluation against a linear model whose worst case in the ball is known in closed form."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from apart_fast.attacks import autoattack, is_correct, pgd
+from apart_fast.errors import UserError
+from apart_fast.evaluate import evaluate, parse_attack, wilson
+from apart_fast.models import build_model
+from apart_fast.units import parse_eps
+
+EPS = 8 / 255
+SIZE = (8, 8, 3)
+needs_autoattack = pytest.mark.skipif(
+    importlib.util.find_spec("pyautoattack") is None, reason="pyautoattack is an optional extra"
+)
+
+
+class Linear(nn.Module):
+    """Logits (0, w.x + b) of two classes, or random linear logits of more."""
+
+    def __init__(self, classes=2):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.linear = nn.Linear(8 * 8 * 3, classes)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.randn(classes, 8 * 8 * 3, generator=generator) * 0.2)
+            # the mean grey image sits on the boundary
+            self.linear.bias.copy_(-self.linear.weight.sum(1) * 0.5)
+
+    def forward(self, x):
+        return self.linear(x.permute(0, 2, 3, 1).flatten(1))
+
+
+def data(n=200, classes=2):
+    """uint8 images, half of whose pixels sit near 0 or 255, and labels of which about a tenth are wrong."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (n, *SIZE), generator=generator)
+    images = torch.where(torch.rand(n, *SIZE, generator=generator) < 0.5, (images > 127) * 250 + images % 6, images)
+    images = images.to(torch.uint8)
+    with torch.no_grad():
+        labels = Linear(classes)(images.permute(0, 3, 1, 2) / 255).argmax(1)
+    wrong = torch.rand(n, generator=generator) < 0.1
+    return images, torch.where(wrong, (labels + 1) % classes, labels)
+
+
+def worst_case(images, labels, eps):
+    """bool [n]: no point of the ball within [0, 1] fools the two-class `Linear`: its margin at the worst corner."""
+    linear = Linear().linear
+    w = (linear.weight[1] - linear.weight[0]).detach().double()
+    b = (linear.bias[1] - linear.bias[0]).detach().double()
+    side = (2 * labels - 1).double()
+    x = (images / 255.0).flatten(1).double()
+    corner = (x - eps * side[:, None] * w.sign()).clamp(0, 1)
+    margin = side * (corner @ w + b)
+    assert margin.abs().min() > 1e-5  # float32 cannot tip the scale
+    return margin > 0
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+def test_pgd_reaches_exactly_the_worst_case_of_a_linear_model(steps):
+    images, labels = data()
+    robust = worst_case(images, labels, EPS)
+    report = evaluate(
+        Linear(), images, labels, attacks=["clean", f"pgd-{steps}", "fgsm"], batch_size=64, progress=False
+    )
+    clean = report.attacks["clean"]
+    assert 0.8 < clean.accuracy < 1
+    assert 0.1 < robust.double().mean() < clean.accuracy - 0.1
+    assert report.attacks[f"pgd-{steps}"].correct == robust.sum()
+    assert report.attacks["fgsm"].correct == robust.sum()
+
+
+@pytest.mark.parametrize("eps", [0.5 / 255, EPS, 0.3, 1.0])
+@pytest.mark.parametrize("random_start", [True, False])
+def test_pgd_stays_in_the_ball_and_leaves_misclassified_images_alone(eps, random_start):
+    images, labels = data()
+    x = images / 255.0
+    model = Linear().eval()
+    x_before = x.clone()
+    adversarial = pgd(model, x, labels, eps=eps, step=eps / 4, steps=10, random_start=random_start)
+    assert torch.equal(x, x_before)
+    assert (adversarial - x).abs().max() <= eps + 1e-6
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    correct = is_correct(model(x.permute(0, 3, 1, 2)), labels)
+    assert not correct.all()
+    assert torch.equal(adversarial[~correct], x[~correct])
+    assert (adversarial[correct] != x[correct]).flatten(1).any(1).all()
+    fooled = ~is_correct(model(adversarial.permute(0, 3, 1, 2)), labels)
+    assert torch.equal(~fooled, worst_case(images, labels, eps))
+
+
+def test_pgd_keeps_the_first_point_that_fools():
+    images, labels = data()
+    x, model = images / 255.0, Linear().eval()
+    settings = {"eps": EPS, "step": EPS / 4, "random_start": False}
+    paths = [pgd(model, x, labels, steps=k, **settings) for k in range(1, 9)]
+    fooled = torch.stack([~is_correct(model(p.permute(0, 3, 1, 2)), labels) for p in paths])
+    first = fooled.int().argmax(0)
+    assert len(first[fooled.any(0)].unique()) >= 3  # some early, some late
+    for i in fooled.any(0).nonzero().flatten().tolist():
+        assert torch.equal(paths[-1][i], paths[first[i]][i])
+
+
+class Bumpy(nn.Module):
+    """A small network with several local maxima of the loss, so that restarts matter."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(4)
+        self.a = nn.Parameter(torch.randn(8 * 8 * 3, 64, generator=generator) * 3)
+        self.b = nn.Parameter(torch.randn(64, 2, generator=generator))
+
+    def forward(self, x):
+        return torch.sin(x.permute(0, 2, 3, 1).flatten(1) @ self.a) @ self.b
+
+
+def test_restarts_only_lower_accuracy_and_do_here():
+    images, _ = data(300)
+    model = Bumpy()
+    with torch.no_grad():
+        labels = model(images.permute(0, 3, 1, 2) / 255).argmax(1)
+    settings = {"eps": 0.004, "attacks": ["pgd-3"], "progress": False}
+    correct = [
+        evaluate(model, images, labels, restarts=restarts, **settings).attacks["pgd-3"].correct
+        for restarts in (1, 2, 4, 8)
+    ]
+    assert correct == sorted(correct, reverse=True)
+    assert correct[-1] < correct[0]
+
+
+def test_later_restarts_keep_what_fooled_before():
+    images, _ = data(200)
+    x, model = images / 255.0, Bumpy().eval()
+    with torch.no_grad():
+        labels = model(x.permute(0, 3, 1, 2)).argmax(1)
+    one, four = (
+        pgd(model, x, labels, eps=0.004, step=0.001, steps=3, restarts=r, generator=torch.Generator().manual_seed(0))
+        for r in (1, 4)
+    )
+    with torch.no_grad():
+        fooled = ~is_correct(model(one.permute(0, 3, 1, 2)), labels)
+    assert 20 < fooled.sum() < 180
+    assert torch.equal(four[fooled], one[fooled])
+
+
+def test_seed_decides_the_noise_and_batch_size_does_not():
+    images, labels = data(50)
+    model = Linear().eval()
+    x = images / 255.0
+
+    def attack(seed, size, restarts=2):
+        generator = torch.Generator().manual_seed(seed)
+        settings = {"eps": EPS, "step": 0.0, "steps": 1, "restarts": restarts, "generator": generator}
+        parts = [pgd(model, x[i : i + size], labels[i : i + size], **settings) for i in range(0, 50, size)]
+        return torch.cat(parts)
+
+    assert torch.equal(attack(0, 50), attack(0, 50))
+    assert torch.equal(attack(0, 50), attack(0, 7))
+    assert not torch.equal(attack(0, 50), attack(1, 50))
+    assert not torch.equal(attack(0, 50, restarts=1), attack(0, 50, restarts=2))
+    noise = attack(3, 50, restarts=1) - x
+    moved = noise[is_correct(model(x.permute(0, 3, 1, 2)), labels)]
+    assert not torch.equal(moved[0], moved[1])
+    assert moved.abs().max() > 0.95 * EPS
+
+
+def test_evaluate_is_reproducible_and_leaves_the_global_generator_alone():
+    images, _ = data(100)
+    model = Bumpy()
+    with torch.no_grad():
+        labels = model(images.permute(0, 3, 1, 2) / 255).argmax(1)
+    state = torch.get_rng_state()
+
+    def correct(seed):
+        report = evaluate(model, images, labels, eps=0.004, attacks=["pgd-2"], seed=seed, progress=False)
+        return report.attacks["pgd-2"].correct
+
+    assert correct(0) == correct(0)
+    assert len({correct(seed) for seed in range(6)}) > 1
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_pgd_asks_for_input_gradients_only():
+    model = build_model("preact_resnet18", 10, width=0.0625).eval()
+    model.conv1.weight.requires_grad_(False)
+    wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+    before = {name: v.clone() for name, v in model.state_dict().items()}
+    x = torch.rand(4, 8, 8, 3, generator=torch.Generator().manual_seed(5))
+    labels = model(x.permute(0, 3, 1, 2)).argmax(1)  # all correct, so all attacked
+    adversarial = pgd(model, x, labels, eps=EPS, step=EPS / 4, steps=2)
+    assert all(p.grad is None for p in model.parameters())
+    assert wanted == {name: p.requires_grad for name, p in model.named_parameters()}
+    assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
+    assert not adversarial.requires_grad
+    with torch.no_grad():  # a caller's no_grad does not switch the attack off
+        assert (pgd(model, x, labels, eps=EPS, step=EPS / 4, steps=2) - x).abs().max() > 0
+
+
+def test_pgd_on_a_single_image_and_none():
+    images, labels = data(3)
+    model = Linear().eval()
+    settings = {"eps": EPS, "step": EPS / 4, "steps": 2, "restarts": 2}
+    assert pgd(model, images[:1] / 255.0, labels[:1], **settings).shape == (1, *SIZE)
+    assert pgd(model, images[:0] / 255.0, labels[:0], **settings).shape == (0, *SIZE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": torch.zeros(2, *SIZE, dtype=torch.uint8)}, "float images"),
+        ({"images": torch.full((2, *SIZE), 200.0)}, "must lie in"),
+        ({"images": torch.full((2, *SIZE), float("nan"))}, "must lie in"),
+        ({"eps": -0.1}, "eps and step"),
+        ({"step": float("nan")}, "eps and step"),
+        ({"steps": 0}, "at least 1 step"),
+        ({"restarts": 0}, "1 restart"),
+        ({"restarts": 2, "random_start": False}, "all the same"),
+    ],
+)
+def test_pgd_refuses_what_does_not_fit(changes, message):
+    arguments = {"images": torch.rand(2, *SIZE), "labels": torch.zeros(2, dtype=torch.long)}
+    arguments |= {"eps": EPS, "step": EPS / 4, "steps": 1} | changes
+    with pytest.raises(UserError, match=message):
+        pgd(Linear().eval(), **arguments)
+
+
+def test_attacks_refuse_a_model_in_training_mode_even_in_part():
+    model = build_model("preact_resnet18", 2, width=0.0625).eval()
+    model.layer1[0].bn1.train()
+    x, labels = torch.rand(2, *SIZE), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(UserError, match="training mode"):
+        pgd(model, x, labels, eps=EPS, step=EPS, steps=1)
+
+
+def test_evaluate_restores_each_modules_mode_also_after_an_exception():
+    images, labels = data(8)
+    model = build_model("preact_resnet18", 2, width=0.0625).train()
+    model.layer1[0].bn1.eval()
+    modes = {name: m.training for name, m in model.named_modules()}
+    statistics = model.bn.running_mean.clone()
+    seen = []
+    handle = model.register_forward_hook(lambda m, args, out: seen.append(any(x.training for x in m.modules())))
+    evaluate(model, images, labels, attacks=["clean", "pgd-1"], progress=False)
+    handle.remove()
+    assert seen
+    assert not any(seen)
+    assert modes == {name: m.training for name, m in model.named_modules()}
+    assert torch.equal(model.bn.running_mean, statistics)
+
+    def fail(module, args):
+        raise RuntimeError("boom")
+
+    model.linear.register_forward_pre_hook(fail)
+    precision = torch.backends.cudnn.conv.fp32_precision, torch.get_float32_matmul_precision()
+    with pytest.raises(RuntimeError, match="boom"):
+        evaluate(model, images, labels, progress=False)
+    assert modes == {name: m.training for name, m in model.named_modules()}
+    assert precision == (torch.backends.cudnn.conv.fp32_precision, torch.get_float32_matmul_precision())
+
+
+def test_bfloat16_attack_is_judged_in_float32():
+    images, labels = data(100)
+    model = Linear()
+    plain = evaluate(model, images, labels, progress=False)
+    half = evaluate(model, images, labels, progress=False, amp=torch.bfloat16)
+    assert half.amp == "bfloat16"
+    assert half.attacks["clean"].correct == plain.attacks["clean"].correct
+    assert half.attacks["pgd-20"].correct >= worst_case(images, labels, EPS).sum()
+
+
+def test_nan_logits_are_wrong():
+    class Nan(nn.Module):
+        def forward(self, x):
+            return torch.full((len(x), 3), float("nan")) * x.mean()
+
+    report = evaluate(Nan(), *data(9), attacks=["clean", "pgd-2"], progress=False)
+    assert [result.correct for result in report.attacks.values()] == [0, 0]
+
+
+def test_eps_zero_changes_nothing():
+    report = evaluate(Linear(), *data(50), eps=0, attacks=["clean", "pgd-2"], progress=False)
+    assert report.attacks["pgd-2"].correct == report.attacks["clean"].correct
+
+
+def test_report_as_json():
+    report = json.loads(evaluate(Linear(), *data(20), attacks=["pgd-1"], progress=False).to_json())
+    assert report["eps"] == 8 / 255
+    assert (report["n"], report["amp"], report["device"]) == (20, None, "cpu")
+    result = report["attacks"]["pgd-1"]
+    assert result["accuracy"] == result["correct"] / 20
+    assert result["low"] < result["accuracy"] < result["high"]
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.277533),
+        (10, 10, 0.722467, 1.0),
+        (5, 10, 0.236593, 0.763407),
+        (1, 1, 0.206549, 1.0),
+        (4920, 10000, 0.482206, 0.501801),
+    ],
+)
+def test_wilson_interval(correct, n, low, high):
+    assert wilson(correct, n) == pytest.approx((low, high), abs=2e-6)
+    if correct in (0, n):  # exactly, not up to rounding
+        assert (0.0 if correct == 0 else 1.0) in wilson(correct, n)
+
+
+@pytest.mark.parametrize(
+    ("value", "eps"),
+    [
+        (0.031, 0.031),
+        ("0.031", 0.031),
+        ("8/255", 8 / 255),
+        (" 8 / 255 ", 8 / 255),
+        ("2.5/255", 2.5 / 255),
+        (0, 0.0),
+        (1, 1.0),
+        ("1e-3", 1e-3),
+    ],
+)
+def test_parse_eps(value, eps):
+    assert parse_eps(value) == eps
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (8, r"eps 8 is not a fraction of the pixel range \[0, 1\]: did you mean 8/255\?"),
+        ("8", r"did you mean 8/255\?"),
+        ("8.0", r"did you mean 8.0/255\?"),
+        ("800", "not a fraction of the pixel range .*: write it like 8/255"),
+        ("8/1", "not a fraction of the pixel range .*: write it like 8/255"),
+        (-0.1, "negative"),
+        ("-8/255", "negative"),
+        (float("nan"), "not a finite"),
+        ("inf", "not a finite"),
+        ("0/0", "not a number"),
+        ("1/0", "not a number"),
+        ("eight", "not a number"),
+        ("8/255/2", "not a number"),
+        ("", "not a number"),
+        (None, "not a number"),
+    ],
+)
+def test_parse_eps_refuses(value, message):
+    with pytest.raises(UserError, match=message):
+        parse_eps(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pgd", "number of steps like pgd-20"),
+        ("pgd-0", "number of steps"),
+        ("pgd-x", "number of steps"),
+        ("pgd--3", "number of steps"),
+        ("clean-3", "takes no number"),
+        ("autoatack", "did you mean autoattack"),
+        ("zzz", "known: clean"),
+    ],
+)
+def test_unknown_attacks(name, message):
+    with pytest.raises(UserError, match=message):
+        parse_attack(name)
+
+
+IMAGES, LABELS = data(4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": IMAGES / 255.0}, "uint8 images"),
+        ({"images": IMAGES.permute(0, 3, 1, 2)}, "uint8 images"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "no images"),
+        ({"labels": LABELS[:3]}, "integer labels"),
+        ({"labels": LABELS.float()}, "integer labels"),
+        ({"labels": LABELS + 1}, "labels go from"),
+        ({"batch_size": 0}, "batch size"),
+        ({"restarts": 0}, "restarts"),
+        ({"amp": torch.float16}, "bfloat16"),
+        ({"eps": 8}, "8/255"),
+        ({"attacks": ["pdg-20"]}, "did you mean pgd"),
+    ],
+)
+def test_evaluate_refuses_what_does_not_fit(changes, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(Linear(), **({"images": IMAGES, "labels": LABELS, "progress": False} | changes))
+
+
+def test_autoattack_missing_is_a_user_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(UserError, match=r"apart_fast\[autoattack\]"):
+        evaluate(Linear(), IMAGES, LABELS, attacks=["autoattack"], progress=False)
+
+
+@needs_autoattack
+@pytest.mark.parametrize("classes", [2, 3, 4, 6])
+def test_autoattack_with_few_classes(classes, caplog, monkeypatch):
+    import pyautoattack
+
+    class Quick(pyautoattack.AutoAttack):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.apgd_targeted.n_iter, self.fab.n_iter, self.square.n_queries = 20, 5, 50
+
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Quick)
+    images, labels = data(12, classes)
+    model = Linear(classes).eval()
+    x = images / 255.0
+    wanted = [p.requires_grad for p in model.parameters()]
+    state = torch.get_rng_state()
+    robust = autoattack(
+        model, x, labels, eps=EPS, num_classes=classes, batch_size=12, seed=0, device=torch.device("cpu")
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    # a linear model has no masked gradients: nothing may survive that PGD breaks
+    attacked = pgd(model, x, labels, eps=EPS, step=EPS / 4, steps=20)
+    pgd_robust = is_correct(model(attacked.permute(0, 3, 1, 2)), labels)
+    assert not (robust & ~pgd_robust).any()
+    if classes == 2:
+        assert torch.equal(robust, worst_case(images, labels, EPS))
+    assert all(p.grad is None for p in model.parameters())
+    assert wanted == [p.requires_grad for p in model.parameters()]
+    assert not [record for record in caplog.records if "target classes" in record.message]  # more than there are
