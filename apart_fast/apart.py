@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from apart_fast import kernels
 from apart_fast.blocks import BlockPoints
 from apart_fast.errors import UserError
+from apart_fast.kernels.codec import encode
 from apart_fast.memory import Memory
 from apart_fast.methods import Method, get_method
 from apart_fast.models.points import default_points
@@ -365,8 +366,9 @@ def _remember_nothing(*_):
 
 
 def _remember_perturbation(apart: Apart, place: Placement, x: Tensor, adversarial: Tensor, *_):
-    values = (adversarial - x) / apart._memory_scale
-    kernels.scatter_crop(apart.memory.store, values, place.indices, place.offsets, place.flips)
+    store = apart.memory.store
+    values = encode((adversarial - x) / apart._memory_scale, store.dtype)
+    kernels.scatter_crop(store, values, place.indices, place.offsets, place.flips)
 
 
 def _remember_direction(apart: Apart, place: Placement, _x, _adversarial, g1: Tensor, code: Tensor, block_grads):

@@ -77,10 +77,10 @@ class SGD(torch.optim.Optimizer):
                 _update(params, grads, velocities, group, sign)
                 continue
             grads = torch._foreach_mul(grads, (1 / scale).to(grads[0].dtype)) if scale is not None else grads
-            before = [torch._foreach_add(tensors, 0) for tensors in (params, velocities)]
+            before = [t.clone() for t in (*params, *velocities)]
             _update(params, grads, velocities, group, sign)
             overflow = found_inf.bool()
-            for old, new in zip(sum(before, []), params + velocities, strict=True):
+            for old, new in zip(before, (*params, *velocities), strict=True):
                 torch.where(overflow, old, new, out=new)
 
 

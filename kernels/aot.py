@@ -1,4 +1,4 @@
-"""Compiles every kernel for given GPUs ahead of time, without a GPU, and reads what came out of the machine code.
+"""Compiles every kernel for given GPUs ahead of time, without a GPU, and reads what came out.
 
 python -m apart_fast.kernels.aot            prints a table: registers, spills, widths of the global accesses
 """
@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -30,15 +29,14 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
 }
-SASS_WIDTH = re.compile(r"\b(LDG|STG)\.E(?:\.\w+)*?(?:\.(128|256|64|[US]16|[US]8))?(?:\.\w+)*\s")
-BITS = {None: 32, "U16": 16, "S16": 16, "U8": 8, "S8": 8, "64": 64, "128": 128, "256": 256}
+ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-zA-Z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[bfsu](\d+)\s")
 ALIGNED = [["tt.divisibility", 16]]
 
 bf16, fp16, fp32, i8 = torch.bfloat16, torch.float16, torch.float32, torch.int8
 
 
 class Example(NamedTuple):
-    """One way to call a kernel, on meta tensors; `wide`: accesses that must have 128 bits or more ("LDG", "STG")."""
+    """One way to call a kernel, on meta tensors; `wide`: its "loads" and "stores" that must reach 128 bits."""
 
     name: str
     plan: Callable[[], Launch]
@@ -89,37 +87,37 @@ CIFAR, FASHION, ODD = (32, 32, 3, 4), (28, 28, 1, 4), (31, 33, 3, 2)
 BATCH, ODD_BATCH, BLOCK = (128, 32, 32, 3), (3, 31, 33, 3), (128, 64, 32, 32)
 
 EXAMPLES = (
-    Example("start plain", _start(*CIFAR), ("STG",)),
-    Example("start noise", _start(*CIFAR, noise=True), ("LDG", "STG")),
-    Example("start store fp32", _start(*CIFAR, store=fp32), ("STG",)),
-    Example("start store fp16", _start(*CIFAR, store=fp16), ("STG",)),
-    Example("start store int8", _start(*CIFAR, store=i8), ("STG",)),
-    Example("start store fp32 28x28x1", _start(*FASHION, store=fp32), ("STG",)),
+    Example("start plain", _start(*CIFAR), ("stores",)),
+    Example("start noise", _start(*CIFAR, noise=True), ("loads", "stores")),
+    Example("start store fp32", _start(*CIFAR, store=fp32), ("stores",)),
+    Example("start store fp16", _start(*CIFAR, store=fp16), ("stores",)),
+    Example("start store int8", _start(*CIFAR, store=i8), ("stores",)),
+    Example("start store fp32 28x28x1", _start(*FASHION, store=fp32), ("stores",)),
     Example("start store fp32 31x33x3", _start(*ODD, store=fp32)),
-    Example("step fp32", _step(BATCH, fp32), ("LDG", "STG")),
-    Example("step bf16", _step(BATCH, bf16), ("LDG", "STG")),
-    Example("step fp32 no d0", _step(BATCH, fp32, d0=False), ("LDG", "STG")),
+    Example("step fp32", _step(BATCH, fp32), ("loads", "stores")),
+    Example("step bf16", _step(BATCH, bf16), ("loads", "stores")),
+    Example("step fp32 no d0", _step(BATCH, fp32, d0=False), ("loads", "stores")),
     Example("step fp32 odd", _step(ODD_BATCH, fp32)),
-    Example("finish fp32 store fp32", _finish(*CIFAR, store=fp32, g=fp32), ("LDG",)),
-    Example("finish fp32 store fp16", _finish(*CIFAR, store=fp16, g=fp32), ("LDG",)),
-    Example("finish bf16 store int8", _finish(*CIFAR, store=i8, g=bf16), ("LDG",)),
+    Example("finish fp32 store fp32", _finish(*CIFAR, store=fp32, g=fp32), ("loads",)),
+    Example("finish fp32 store fp16", _finish(*CIFAR, store=fp16, g=fp32), ("loads",)),
+    Example("finish bf16 store int8", _finish(*CIFAR, store=i8, g=bf16), ("loads",)),
     Example("finish fp32 store fp32 31x33x3", _finish(*ODD, store=fp32, g=fp32)),
-    Example("capture_sign bf16", lambda: plan_capture_sign(_empty(*BLOCK, dtype=bf16)), ("LDG", "STG")),
-    Example("capture_sign fp32", lambda: plan_capture_sign(_empty(*BLOCK)), ("LDG", "STG")),
+    Example("capture_sign bf16", lambda: plan_capture_sign(_empty(*BLOCK, dtype=bf16)), ("loads", "stores")),
+    Example("capture_sign fp32", lambda: plan_capture_sign(_empty(*BLOCK)), ("loads", "stores")),
     Example(
         "add_sign bf16",
         lambda: plan_add_sign(_empty(*BLOCK, dtype=bf16), _empty(*BLOCK, dtype=i8), _empty()),
-        ("LDG", "STG"),
+        ("loads", "stores"),
     ),
     Example(
         "add_sign fp16",
         lambda: plan_add_sign(_empty(*BLOCK, dtype=fp16), _empty(*BLOCK, dtype=i8), _empty()),
-        ("LDG", "STG"),
+        ("loads", "stores"),
     ),
-    Example("sign_dot bf16", lambda: plan_sign_dot(_empty(*BLOCK, dtype=bf16), _empty(*BLOCK, dtype=i8)), ("LDG",)),
-    Example("sign_dot fp32", lambda: plan_sign_dot(_empty(*BLOCK), _empty(*BLOCK, dtype=i8)), ("LDG",)),
-    Example("projected_step fp32", _projected(BATCH, fp32), ("LDG", "STG")),
-    Example("projected_step bf16", _projected(BATCH, bf16), ("LDG", "STG")),
+    Example("sign_dot bf16", lambda: plan_sign_dot(_empty(*BLOCK, dtype=bf16), _empty(*BLOCK, dtype=i8)), ("loads",)),
+    Example("sign_dot fp32", lambda: plan_sign_dot(_empty(*BLOCK), _empty(*BLOCK, dtype=i8)), ("loads",)),
+    Example("projected_step fp32", _projected(BATCH, fp32), ("loads", "stores")),
+    Example("projected_step bf16", _projected(BATCH, bf16), ("loads", "stores")),
 )
 
 
@@ -146,37 +144,31 @@ def source(launch: Launch):
     return ASTSource(launch.kernel, signature, constants, attributes)
 
 
-def _dump(*options: str, cubin: Path) -> str:
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers a thread, and bytes of stack, local memory (spills) and shared memory, from Triton's own cuobjdump."""
     from triton import knobs
 
-    tool = knobs.nvidia.cuobjdump.path
-    return subprocess.run([tool, *options, str(cubin)], check=True, capture_output=True, text=True).stdout
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", text)}
+    names = {"registers": "REG", "stack": "STACK", "local": "LOCAL", "shared": "SHARED"}
+    return {name: found[key] for name, key in names.items()}
 
 
-def inspect_cubin(cubin: bytes) -> dict:
-    """Registers a thread, bytes of stack, local memory (spills) and shared memory, and how many global accesses have
-    how many bits: `LDG` and `STG`, dicts bits -> count."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.cubin")
-        path.write_bytes(cubin)
-        usage = _dump("--dump-resource-usage", cubin=path)
-        sass = _dump("--dump-sass", cubin=path)
-    found = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
-    accesses = {"LDG": Counter(), "STG": Counter()}
-    for kind, width in SASS_WIDTH.findall(sass):
-        accesses[kind][BITS[width or None]] += 1
-    return {
-        "registers": found["REG"],
-        "stack": found["STACK"],
-        "local": found["LOCAL"],
-        "shared": found["SHARED"],
-        **{kind: dict(sorted(counts.items())) for kind, counts in accesses.items()},
-    }
+def accesses(ptx: str) -> dict[str, dict[int, int]]:
+    """The global "loads" and "stores" in the code: how many (value) have how many bits (key)."""
+    counts = {"ld": Counter(), "st": Counter()}
+    for kind, vector, bits in ACCESS.findall(ptx):
+        counts[kind][int(vector or 1) * int(bits)] += 1
+    return {"loads": dict(sorted(counts["ld"].items())), "stores": dict(sorted(counts["st"].items()))}
 
 
 def compile_all(targets=TARGETS, examples=EXAMPLES) -> list[dict]:
     """Compiles each example for each target (compute capability * 10, e.g. 90) and returns one row for each: name,
-    target, wide (the accesses that must be wide), ptx (text) and the items of `inspect_cubin`.
+    target, wide (see Example), ptx (text) and the items of `resources` and `accesses`.
 
     UserError where Triton is missing or set to interpret.
     """
@@ -193,8 +185,9 @@ def compile_all(targets=TARGETS, examples=EXAMPLES) -> list[dict]:
         for cc in targets:
             options = {"num_warps": launch.num_warps, **launch.options}
             compiled = triton.compile(source(launch), target=GPUTarget("cuda", cc, 32), options=options)
-            row = {"name": example.name, "target": cc, "wide": example.wide, "ptx": compiled.asm["ptx"]}
-            rows.append(row | inspect_cubin(compiled.asm["cubin"]))
+            ptx = compiled.asm["ptx"]
+            row = {"name": example.name, "target": cc, "wide": example.wide, "ptx": ptx}
+            rows.append(row | resources(compiled.asm["cubin"]) | accesses(ptx))
     return rows
 
 
@@ -204,8 +197,9 @@ def main() -> None:
     titles = ("name", "target", "registers", "local", "stack", "shared")
     print(line.format(**{t: t for t in titles}, loads="loads (bits x count)", stores="stores"))
     for row in compile_all():
-        widths = {k: " ".join(f"{bits}x{count}" for bits, count in row[k].items()) for k in ("LDG", "STG")}
-        print(line.format(**row, loads=widths["LDG"], stores=widths["STG"]))
+        for kind in ("loads", "stores"):
+            row[kind] = " ".join(f"{bits}x{count}" for bits, count in row[kind].items())
+        print(line.format(**row))
 
 
 if __name__ == "__main__":

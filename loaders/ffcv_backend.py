@@ -35,7 +35,7 @@ def _set_numba_threads(cls, n: int) -> None:
 
 
 # FFCV would set torch's threads as well, and again from its own thread at every epoch
-Compiler.set_num_threads = classmethod(_set_numba_threads)
+Compiler.unused = classmethod(_set_numba_threads)
 # with CUDA it records events on the training stream from its thread, which breaks CUDA graph capture; nothing here
 # is decoded to the device, and batches are copied before the next is asked for
 epoch_iterator.IS_CUDA = False

@@ -1,6 +1,7 @@
 """FFCV: the split is converted once to a .beton file, then read by compiled code in a thread of its own."""
 
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ def _import_backend():
     """The module `ffcv_backend`, with torch's number of threads as it was (importing ffcv sets it to 1)."""
     threads = torch.get_num_threads()
     try:
+        importlib.import_module("ffcv")
         from apart_fast.loaders import ffcv_backend
     except (ImportError, OSError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "ffcv":

@@ -1,0 +1,252 @@
+"""The `Apart` object in other people's hands, and every method of the family through it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from apart_fast import METHODS, Apart, Method, UserError, build_model, get_method
+
+SHAPE = (12, 12, 3)
+
+
+def tiny(**kwargs):
+    torch.manual_seed(0)
+    return build_model("preact_resnet18", 4, image_size=(12, 12), width=0.0625, **kwargs)
+
+
+def data(n=6):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, *SHAPE), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(0, 4, (n,), generator=generator), torch.arange(n)
+
+
+def perturbed(apart, images, labels, indices, **where):
+    """(x, what pass 2 is given), both [B, H, W, C]."""
+    seen = []
+    pass2 = apart._pass2
+    apart._pass2 = lambda x, *rest: (seen.append(x.detach().clone()), pass2(x, *rest))[1]
+    where = dict(offsets=torch.full((len(labels), 2), apart.padding), flips=torch.zeros(len(labels)).bool()) | where
+    apart.step(images, labels, indices, **where)
+    return images / 255.0, seen[0]
+
+
+ALL = ["standard", "fgsm", "fgsm-rs", "n-fgsm", "pgd-3", "atta-2", "fgsm+", "apart"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_method_stays_in_its_ball(name):
+    method = get_method(name)
+    eps = 0.05
+    apart = Apart(tiny(), 6, SHAPE, padding=2, eps=eps, method=name)
+    apart.alpha, apart.alpha_omega = (0.04, 0.04) if method.learned else (0, 0)
+    if apart.memory is not None:
+        apart.memory.store.uniform_(-1, 1, generator=apart.generator)
+    x, x1 = perturbed(apart, *data())
+    bound = {"standard": 0.0, "n-fgsm": 3 * eps}.get(name, eps)
+    assert (x1 - x).abs().max() <= bound + 1e-6
+    assert (x1 - x).abs().max() >= 0.9 * bound
+    assert x1.min() >= 0 and x1.max() <= 1
+    assert len(ALL) == len(METHODS)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "fgsm-rs", "n-fgsm", "pgd-4"])
+def test_the_perturbation_raises_the_loss(name):
+    apart = Apart(tiny(), 6, SHAPE, eps=0.02, method=name)
+    result = apart.step(*data())
+    assert result.loss > result.start_loss
+
+
+def test_fgsm_is_the_sign_of_the_gradient():
+    model = tiny()
+    apart = Apart(copy.deepcopy(model), 6, SHAPE, padding=0, eps=0.03, method="fgsm")
+    images, labels, indices = data()
+    x, x1 = perturbed(apart, images, labels, indices)
+    leaf = x.clone().requires_grad_()
+    nn.functional.cross_entropy(model(leaf.permute(0, 3, 1, 2)), labels).backward()
+    assert torch.equal(x1, (x + 0.03 * leaf.grad.sign()).clamp(0, 1)) or (
+        (x1 - (x + 0.03 * leaf.grad.sign()).clamp(0, 1)).abs().max() < 1e-6
+    )
+
+
+def test_atta_starts_where_it_ended_through_crop_and_flip():
+    apart = Apart(tiny(), 6, SHAPE, padding=2, eps=0.05, method="atta-1")
+    where = dict(offsets=torch.tensor([[1, 3]] * 6), flips=torch.tensor([True, False] * 3))
+    images, labels, indices = data()
+    seen = []
+    pass1, pass2 = apart._pass1, apart._pass2
+    apart._pass1 = lambda x, *rest: (seen.append(x.clone()), pass1(x, *rest))[1]
+    apart._pass2 = lambda x, *rest: (seen.append(x.clone()), pass2(x, *rest))[1]
+    apart.step(images, labels, indices, **where)
+    apart.step(images, labels, indices, **where)
+    first_end, second_start = seen[1], seen[2]
+    assert (first_end - second_start).abs().max() < 1e-4  # float16 store
+    before = apart.memory.store.clone()
+    apart.start_epoch(10)
+    assert not torch.equal(before, apart.memory.store) and apart.memory.store.abs().max() < 0.01
+    before = apart.memory.store.clone()
+    apart.start_epoch(11)
+    assert torch.equal(before, apart.memory.store)
+
+
+def test_rows_pick_from_a_resident_data_set():
+    images, labels, indices = data()
+    rows = torch.tensor([4, 1, 2])
+    where = dict(offsets=torch.zeros(3, 2, dtype=torch.long), flips=torch.tensor([True, False, True]))
+    results = []
+    for args in ((images, labels[rows], rows), (images[rows], labels[rows], rows)):
+        apart = Apart(tiny(), 6, SHAPE)
+        extra = {"rows": rows} if len(args[0]) == 6 else {}
+        results.append(apart.step(*args, **where, **extra).loss)
+    assert torch.equal(*results)
+
+
+def test_only_the_given_rows_of_omega_change():
+    apart = Apart(tiny(), 6, SHAPE, omega_dtype=torch.float32)
+    images, labels, _ = data()
+    before = apart.memory.read(torch.arange(6))
+    apart.step(images[:2], labels[:2], torch.tensor([5, 2]))
+    changed = (apart.memory.read(torch.arange(6)) != before).flatten(1).any(1)
+    assert changed.tolist() == [False, False, True, False, False, True]
+
+
+def test_what_can_be_read_and_set():
+    apart = Apart(tiny(), 6, SHAPE)
+    assert apart.alpha.item() == pytest.approx(1e-4) and apart.alpha_omega.item() == pytest.approx(1e-4)
+    assert apart.alpha_blocks.tolist() == [0.0] * 8
+    apart.alpha = 0.02
+    apart.alpha_blocks = [0.5] * 8
+    assert apart.step_sizes[0].item() == pytest.approx(0.02) and apart.step_sizes[2:].tolist() == [0.5] * 8
+    values = torch.rand(2, 3, 20, 20) * 2 - 1
+    apart.memory.write(torch.tensor([1, 3]), values)
+    assert (apart.memory.read(torch.tensor([1, 3])) - values).abs().max() < 5e-4
+    assert apart.last is None
+    result = apart.step(*data())
+    assert apart.last is result and result.correct <= 6
+
+
+@pytest.mark.parametrize("dtype, off", [(torch.float16, 5e-4), (torch.int8, 4e-3), (torch.float32, 0)])
+def test_store_dtypes(dtype, off):
+    apart = Apart(tiny(), 6, SHAPE, omega_dtype=dtype)
+    values = torch.rand(6, 3, 20, 20) * 2 - 1
+    apart.memory.write(torch.arange(6), values)
+    assert (apart.memory.read(torch.arange(6)) - values).abs().max() <= off
+    apart.step(*data())
+
+
+def test_state_goes_on_as_if_nothing_had_happened():
+    images, labels, indices = data()
+    model = tiny()
+    apart = Apart(model, 6, SHAPE, seed=1)
+    apart.step(images, labels, indices)
+    saved = {k: v.clone() for k, v in apart.state_dict().items()}, copy.deepcopy(model.state_dict())
+    expected = apart.step(images, labels, indices)
+    other_model = tiny()
+    other = Apart(other_model, 6, SHAPE, seed=2)
+    other.load_state_dict(saved[0])
+    other_model.load_state_dict(saved[1])
+    assert torch.equal(other.step(images, labels, indices).loss, expected.loss)
+    assert torch.equal(other.memory.store, apart.memory.store)
+
+
+def test_states_that_do_not_fit():
+    apart = Apart(tiny(), 6, SHAPE)
+    with pytest.raises(UserError, match="memory is .*7, 20, 20, 3.* there and .*6, 20, 20, 3.* here"):
+        apart.load_state_dict(Apart(tiny(), 7, SHAPE).state_dict())
+    with pytest.raises(UserError, match="float32 there and torch.float16 here"):
+        apart.load_state_dict(Apart(tiny(), 6, SHAPE, omega_dtype=torch.float32).state_dict())
+    with pytest.raises(UserError, match="does not fit"):
+        apart.load_state_dict(Apart(tiny(), 6, SHAPE, method="fgsm").state_dict())
+
+
+class Own(nn.Module):
+    """Somebody's network, without any regard for us."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)) for _ in range(3)])
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_any_network_takes_block_steps_at_input_or_output():
+    for points in (["blocks.*.1"], ["blocks.*.0:output"]):  # the same places, said in two ways
+        torch.manual_seed(0)
+        apart = Apart(Own(), 6, SHAPE, points=points)
+        apart.alpha_blocks = [0.1, 0.2, 0.3]
+        where = dict(offsets=torch.full((6, 2), 4), flips=torch.zeros(6, dtype=torch.bool))
+        loss = apart.step(*data(), **where).loss
+        grads = apart.step_sizes.grad
+        if points == ["blocks.*.1"]:
+            expected = loss, grads
+    assert torch.allclose(loss, expected[0]) and torch.allclose(grads, expected[1])
+    assert (grads[2:] != 0).all()
+
+
+def test_hooks_are_silent_outside_a_step_and_can_be_removed():
+    model = tiny()
+    x = torch.rand(2, 3, 12, 12)
+    model.eval()
+    before = model(x)
+    apart = Apart(model, 6, SHAPE)
+    apart.alpha_blocks = [1.0] * 8
+    average = copy.deepcopy(model)
+    model.train()
+    apart.step(*data())
+    model.eval(), average.eval()
+    assert torch.equal(average(x), before)
+    model.load_state_dict(average.state_dict())
+    assert torch.equal(model(x), before)
+    apart.remove()
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "wide_resnet50_2"])
+def test_torchvision_models_take_block_steps(name):
+    torch.manual_seed(0)
+    model = build_model(f"torchvision/{name}", 4, image_size=(32, 32))
+    apart = Apart(model, 4, (32, 32, 3))
+    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    apart.step(images, torch.arange(4), torch.arange(4))
+    assert len(apart.points) == {"resnet18": 8, "wide_resnet50_2": 16}[name]
+    assert (apart.step_sizes.grad[2:] != 0).all()
+
+
+def test_bad_use_is_told():
+    images, labels, indices = data()
+    with pytest.raises(UserError, match="'nowhere.*' matches no submodule"):
+        Apart(tiny(), 6, SHAPE, points=["nowhere.*"])
+    with pytest.raises(UserError, match="after the colon"):
+        Apart(tiny(), 6, SHAPE, points=["layer*.*.conv1:middle"])
+    with pytest.raises(UserError, match="8/255"):
+        Apart(tiny(), 6, SHAPE, eps=8)
+    with pytest.raises(UserError, match="did you mean pgd"):
+        Apart(tiny(), 6, SHAPE, method="pdg-10")
+    with pytest.raises(UserError, match="takes no number"):
+        get_method("fgsm-rs-3")
+    with pytest.raises(UserError, match="steps = 1"):
+        Method("x", "memory", 2, None, None, remembers="direction")
+    apart = Apart(tiny(), 6, SHAPE)
+    with pytest.raises(ValueError, match="give the indices"):
+        apart.step(images, labels)
+    apart.model.eval()
+    with pytest.raises(ValueError, match="eval mode"):
+        apart.step(images, labels, indices)
+
+
+def test_a_point_called_twice_is_told():
+    class Twice(Own):
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head((self.blocks[0](x) + self.blocks[0](x * 2)).mean((2, 3)))
+
+    apart = Apart(Twice(), 6, SHAPE, points=["blocks.0.1"])
+    with pytest.raises(UserError, match="'blocks.0.1' was called 2 times"):
+        apart.step(*data())
