@@ -5,7 +5,7 @@
 
 from apart_fast.apart import Apart, StepResult
 from apart_fast.errors import UserError
-from apart_fast.evaluate import Report, evaluate
+from apart_fast.evaluation import Report, evaluate
 from apart_fast.methods import METHODS, Method, get_method
 from apart_fast.models import MODELS, build_model
 from apart_fast.schedule import Triangle, scaled_eta

@@ -136,7 +136,7 @@ class Apart:
             h, w, c = self.image_shape
             keep_stem_precise(model, torch.zeros(2, c, h, w, device=self.device))
 
-    # ---- the step -------------------------------------------------------------------------------------------------
+    # ---- the step
 
     def step(
         self,
@@ -222,7 +222,7 @@ class Apart:
         else:
             self.scaler.step(self.step_optimizer)
 
-    # ---- what can be read and set -----------------------------------------------------------------------------------
+    # ---- what can be read and set
 
     @property
     def alpha(self) -> Tensor:
@@ -311,7 +311,7 @@ def _frozen(parameters: Sequence[nn.Parameter]):
             p.requires_grad_(True)
 
 
-# ---- starts: (x, d0, x0), each [B, H, W, C] ---------------------------------------------------------------------------
+# ---- starts: (x, d0, x0), each [B, H, W, C]
 
 
 def _crop(apart: Apart, place: Placement, **start) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -343,7 +343,7 @@ _STARTS: dict[str, Callable] = {
 }
 
 
-# ---- moves: (next adversarial image, code of signs and masks) -----------------------------------------------------------
+# ---- moves: (next adversarial image, code of signs and masks)
 
 
 def _move_fixed(apart: Apart, x: Tensor, _d0, adversarial: Tensor, g: Tensor):
@@ -358,7 +358,7 @@ def _move_learned(apart: Apart, x: Tensor, d0: Tensor, _adversarial, g: Tensor):
 _MOVES: dict[bool, Callable] = {False: _move_fixed, True: _move_learned}
 
 
-# ---- memories: what the step leaves for the example's next visit --------------------------------------------------------
+# ---- memories: what the step leaves for the example's next visit
 
 
 def _remember_nothing(*_):

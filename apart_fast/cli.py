@@ -8,15 +8,14 @@ from pathlib import Path
 import torch
 import tyro
 
-from apart_fast import checkpoint
+from apart_fast import checkpoint, trainer
 from apart_fast import evaluate as judge
-from apart_fast import trainer
 from apart_fast.config import TrainConfig
 from apart_fast.demo import DemoConfig
 from apart_fast.demo import run as demo
 from apart_fast.errors import UserError
-from apart_fast.evaluate import describe
-from apart_fast.files import atomic_write
+from apart_fast.evaluation import describe
+from apart_fast.files import NO_ROOM, atomic_write
 from apart_fast.loaders import load_dataset, subset
 from apart_fast.models import build_model
 from apart_fast.records import environment, to_json
@@ -119,6 +118,13 @@ def guarded(command: Callable[[], None]) -> int:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return stop.code
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: no space left ({error}): free some space or choose another --out", file=sys.stderr)
+        return 2
     except torch.OutOfMemoryError as error:
         print(f"error: out of GPU memory ({str(error).splitlines()[0]}): lower --batch-size", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ from typing import Literal
 from apart_fast import pictures
 from apart_fast.config import TrainConfig
 from apart_fast.errors import UserError
-from apart_fast.evaluate import describe
+from apart_fast.evaluation import describe
 from apart_fast.files import atomic_write
 from apart_fast.methods import get_method
 from apart_fast.records import RunFolder, environment, to_json
@@ -60,7 +60,7 @@ def run(config: DemoConfig) -> None:
     )
     summaries = {}
     for method in METHODS:
-        # the same time for both: epochs in the inverse ratio of a step's passes, 5 for APART and 3 for ordinary training
+        # the same time for both: epochs in the inverse ratio of a step's passes, 5 and 3
         epochs = round(EPOCHS * get_method("apart").passes / get_method(method).passes)
         print(f"\n{method}: {epochs} epochs of {base.train_images} images, {loader} loader, bfloat16")
         out = config.out / method
@@ -76,4 +76,3 @@ def run(config: DemoConfig) -> None:
         f"\nEverything lies in {config.out} (curves.png, apart/perturbations.png, demo.json); "
         "next: python train.py --amp --ffcv"
     )
-

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from apart_fast.errors import UserError
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errno of a disk, quota or file size limit that is used up
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise UserError(f"no space left for {path}: free some space or choose another folder") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written") from error

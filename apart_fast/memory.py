@@ -39,7 +39,9 @@ class Memory:
 
     def read(self, indices: Tensor) -> Tensor:
         """Rows as float32 (float64 from a float64 store) [B, C, H + 2p, W + 2p]; `indices` int64 [B]."""
-        dtype = torch.promote_types(self.store.dtype, torch.float32) if self.store.is_floating_point() else torch.float32
+        dtype = (
+            torch.promote_types(self.store.dtype, torch.float32) if self.store.is_floating_point() else torch.float32
+        )
         return decode(self.store[indices], dtype).permute(0, 3, 1, 2)
 
     def write(self, indices: Tensor, values: Tensor) -> None:

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from apart_fast.attacks import predict, pgd
+from apart_fast.attacks import pgd, predict
 from apart_fast.files import atomic_path
 from apart_fast.loaders.datasets import Split
 

@@ -18,7 +18,7 @@ from apart_fast.average import WeightAverage
 from apart_fast.collapse import CollapseWatch
 from apart_fast.config import TrainConfig
 from apart_fast.errors import UserError
-from apart_fast.evaluate import evaluate
+from apart_fast.evaluation import evaluate
 from apart_fast.loaders import Batch, make_loader
 from apart_fast.loaders.datasets import Dataset, Split, load_dataset, subset, take_validation
 from apart_fast.models import build_model
@@ -142,7 +142,7 @@ class Trainer:
             self._load_state(state)
         self.folder.forget_after(self.progress.epoch)
 
-    # ---- the loop -------------------------------------------------------------------------------------------------
+    # ---- the loop
 
     def run(self) -> dict:
         """Train to the last epoch, judge, and return the summary.
@@ -242,7 +242,7 @@ class Trainer:
         alpha, alpha_omega, *blocks = self.apart.step_sizes.tolist()
         return {"alpha": alpha, "alpha_omega": alpha_omega, "alpha_blocks": blocks}
 
-    # ---- watching ---------------------------------------------------------------------------------------------------
+    # ---- watching
 
     @property
     def judged_model(self) -> torch.nn.Module:
@@ -333,7 +333,7 @@ class Trainer:
         words += [f"{record['images_per_second']:,.0f} img/s", f"{record['seconds']:.1f} s"]
         tqdm.write("  ".join(words))
 
-    # ---- the end ----------------------------------------------------------------------------------------------------
+    # ---- the end
 
     def _finish(self) -> dict:
         config, progress = self.config, self.progress
@@ -367,11 +367,15 @@ class Trainer:
         self.folder.write("summary.json", summary)
         pictures.curves({self.apart.method.name: records}, self.folder.path / "curves.png")
         pictures.perturbations(
-            self.judged_model, subset(self.val, min(8, len(self.val))), self.classes, self.eval_eps, self.folder.path / "perturbations.png"
+            self.judged_model,
+            subset(self.val, min(8, len(self.val))),
+            self.classes,
+            self.eval_eps,
+            self.folder.path / "perturbations.png",
         )
         return summary
 
-    # ---- checkpoints ------------------------------------------------------------------------------------------------
+    # ---- checkpoints
 
     def _weights(self, model: torch.nn.Module, epoch: int) -> dict:
         return {

@@ -39,7 +39,10 @@ def add_sign_torch(a, s, alpha):
     alpha = alpha.to(dtype)
     out = torch.empty_like(a)
     for o, v, t in _chunks(out, a, s):
-        o.copy_(torch.addcmul(v.to(dtype), t.to(dtype), alpha))
+        if o.dtype == dtype:
+            torch.addcmul(v, t.to(dtype), alpha, out=o)
+        else:
+            o.copy_(torch.addcmul(v.to(dtype), t.to(dtype), alpha))
     return out
 
 

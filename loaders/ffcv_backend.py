@@ -35,7 +35,7 @@ def _set_numba_threads(cls, n: int) -> None:
 
 
 # FFCV would set torch's threads as well, and again from its own thread at every epoch
-Compiler.unused = classmethod(_set_numba_threads)
+Compiler.set_num_threads = classmethod(_set_numba_threads)
 # with CUDA it records events on the training stream from its thread, which breaks CUDA graph capture; nothing here
 # is decoded to the device, and batches are copied before the next is asked for
 epoch_iterator.IS_CUDA = False
@@ -84,7 +84,9 @@ class _Writer(DatasetWriter):
         self.metadata_sm = SimpleNamespace(buf=bytearray(num_samples * self.metadata_type.itemsize))
         allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
         allocations, done = SimpleQueue(), Value(ctypes.c_uint64, 0)
-        with tqdm(total=num_samples, desc="converting for FFCV", unit="img", disable=not self.progress) as bar:
+        with tqdm(
+            total=num_samples, desc="converting for FFCV", unit="img", mininterval=0.5, disable=not self.progress
+        ) as bar:
             work = _Chunks(queue_content, bar)
             worker_args = (self.metadata_sm, self.metadata_type, self.fields, allocator, done, allocations)
             work_fn(work, *worker_args, *extra_worker_args)

@@ -31,12 +31,12 @@ def compiled():
 def test_kernel_compiles_without_spills_and_with_wide_accesses(compiled, example, target):
     row = compiled[example.name, target]
     assert f".target sm_{target}" in row["ptx"]
-    assert row["local"] == 0 and row["stack"] == 0, row
+    assert row["local"] == 0 and row["stack"] <= 16, row
     assert row["registers"] <= 64, "fewer than half of the threads of a multiprocessor fit"
     for kind in example.wide:
-        assert max(row[kind]) >= 128, f"{kind}: {row[kind]}"
-    # a fused multiply-add rounds once where torch rounds twice
-    assert "fma.rn.f32" not in row["ptx"] or "div.full" in row["ptx"]
+        assert max(map(int, row[kind])) >= 128, f"{kind} (bits: count): {row[kind]}"
+    # neither may differ from torch by an ulp: fused multiply-adds round once, approximate division does not round right
+    assert "fma." not in row["ptx"] and "div.full" not in row["ptx"] and "rcp." not in row["ptx"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

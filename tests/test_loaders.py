@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.util import find_spec
+from io import FileIO
 
 import numpy as np
 import pytest
@@ -83,12 +84,13 @@ def test_ffcv_leaves_torch_its_threads(cache):
 @pytest.mark.parametrize("shape", [(9, 7, 3), (8, 8, 1)])
 def test_same_batches_as_resident(kind, shape, cache):
     split = synthetic(shape=shape)
-    with make("resident", split, cache) as reference, make(kind, split, cache) as loader:
-        assert len(loader) == len(reference) == 5 and loader.num_examples == 300
+    many = {"batch_size": 16}  # more batches than a loader has buffers
+    with make("resident", split, cache, **many) as reference, make(kind, split, cache, **many) as loader:
+        assert len(loader) == len(reference) == 19 and loader.num_examples == 300
         for epoch in (0, 1):
             assert same(run(reference, epoch), run(loader, epoch))
         assert same(run(reference, 1)[3:], run(loader, 1, start=3))
-        assert run(loader, 1, start=5) == []
+        assert run(loader, 1, start=19) == []
 
 
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.exists(), reason="Debian's package dataset-fashion-mnist is not installed")
@@ -115,18 +117,20 @@ def test_an_epoch_holds_every_example_once(kind, cache):
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_own_fixed_and_separate_shares(kind, cache):
     split = synthetic(n=101)
-    owned = []
+    owned, crops = [], []
     for rank in (0, 1):
         with make(kind, split, cache, batch_size=16, rank=rank, world_size=2) as loader:
             assert loader.num_examples == 50 and len(loader) == 4
             positions = torch.from_numpy(share_positions(101, rank, 2))
             for epoch in (0, 1):
-                for images, labels, indices, *_ in run(loader, epoch):
+                for images, labels, indices, offsets, _ in run(loader, epoch):
+                    crops.append(offsets)
                     # the index leads to the same example in every epoch
                     assert torch.equal(images, split.images[positions[indices]])
                     assert torch.equal(labels, split.labels[positions[indices]])
             owned.append(positions.tolist())
     assert not set(owned[0]) & set(owned[1]) and sorted(owned[0] + owned[1]) == list(range(100))
+    assert not same(crops[:8], crops[8:])  # ranks do not draw the same crops
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -288,6 +292,18 @@ def test_no_space_for_the_beton(size, tmp_path):
     with file_size_limit(size), pytest.raises(UserError, match="no space left for"):
         make("ffcv", split, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@needs_ffcv
+def test_writes_cut_short_without_an_error(tmp_path, monkeypatch):
+    class Short(FileIO):
+        def write(self, data):
+            return super().write(data[:-1])
+
+    monkeypatch.setattr("ffcv.memory_allocator.open", lambda name, mode, buffering: Short(name, mode), raising=False)
+    with pytest.raises(UserError, match="no space left for"):
+        make("ffcv", synthetic(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @needs_ffcv

@@ -10,7 +10,7 @@ from torch import nn
 
 from apart_fast.attacks import autoattack, is_correct, pgd
 from apart_fast.errors import UserError
-from apart_fast.evaluate import evaluate, parse_attack, wilson
+from apart_fast.evaluation import describe, evaluate, parse_attack, wilson
 from apart_fast.models import build_model
 from apart_fast.units import parse_eps
 
@@ -296,6 +296,12 @@ def test_report_as_json():
     result = report["attacks"]["pgd-1"]
     assert result["accuracy"] == result["correct"] / 20
     assert result["low"] < result["accuracy"] < result["high"]
+
+
+def test_describe_is_one_line_of_percentages_and_intervals():
+    result = {"accuracy": 0.492, "correct": 4920, "n": 10000, "low": 0.482206, "high": 0.501801, "seconds": 1.0}
+    line = describe({"attacks": {"clean": result | {"accuracy": 1.0, "low": 0.99962, "high": 1.0}, "pgd-20": result}})
+    assert line == "clean 100.0% [100.0%, 100.0%], pgd-20 49.2% [48.2%, 50.2%]"
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,14 @@ class Report:
         return json.dumps(asdict(self), indent=2)
 
 
+def describe(report: dict) -> str:
+    """One line for a report as a dictionary (`asdict`, or read from JSON): percentages, 95 % intervals in brackets."""
+    return ", ".join(
+        f"{name} {result['accuracy']:.1%} [{result['low']:.1%}, {result['high']:.1%}]"
+        for name, result in report["attacks"].items()
+    )
+
+
 @dataclass(frozen=True)
 class _Job:
     model: nn.Module
