@@ -21,7 +21,8 @@ def check_store(store: torch.Tensor, shape: tuple[int, int, int]) -> None:
         names = ", ".join(str(d).removeprefix("torch.") for d in STORE_DTYPES)
         raise UserError(f"omega cannot be stored as {store.dtype}: choose one of {names}")
     if tuple(store.shape[1:]) != tuple(shape) or not store.is_contiguous():
-        raise UserError(f"the omega store has shape {tuple(store.shape)}: it must be contiguous [N, {shape}]")
+        wanted = ", ".join(map(str, shape))
+        raise UserError(f"the omega store has shape {tuple(store.shape)}: it must be contiguous [N, {wanted}]")
 
 
 def decode(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
