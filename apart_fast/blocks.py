@@ -88,6 +88,10 @@ class BlockPoints:
         for handle in self._handles:
             handle.remove()
 
+    def keep_out_of_graphs(self) -> None:
+        """Let `torch.compile` break its graphs at the points instead of tracing what happens there."""
+        self._at = torch.compiler.disable(self._at)
+
     @contextmanager
     def capturing(self) -> Iterator[list[Tensor | None]]:
         """Within: a backward through the model fills the yielded list with int8 signs of the gradients there."""

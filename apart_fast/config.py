@@ -81,6 +81,10 @@ class TrainConfig:
     """Mixed precision; the first layer, perturbations and clamps stay in float32."""
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     """What --amp computes in; float16 comes with loss scaling."""
+    compile: bool = False
+    """Compile the model with torch's inductor; needs a C++ compiler on the CPU. The block points stay."""
+    graph: bool | None = None
+    """Replay each step as one CUDA graph. None: on a GPU."""
     device: str | None = None
     """cuda, cuda:1, cpu, ... None: a GPU if there is one."""
     threads: int | None = None

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ from apart_fast import checkpoint, pictures
 from apart_fast.apart import Apart
 from apart_fast.average import WeightAverage
 from apart_fast.collapse import CollapseWatch
+from apart_fast.compiled import CompiledStep
 from apart_fast.config import TrainConfig
 from apart_fast.errors import UserError
 from apart_fast.evaluation import evaluate
+from apart_fast.graph import GraphedStep
 from apart_fast.loaders import Batch, make_loader
 from apart_fast.loaders.datasets import Dataset, Split, load_dataset, subset, take_validation
 from apart_fast.models import build_model
@@ -57,6 +60,17 @@ def pick_device(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name} is not supported: give cpu or cuda")
     return device
+
+
+def wants_graph(config: TrainConfig, device: torch.device) -> bool:
+    """Whether steps are replayed as a CUDA graph: where there is a GPU, unless switched off.
+
+    Raises:
+        UserError: asked for, without a GPU.
+    """
+    if config.graph and device.type != "cuda":
+        raise UserError("--graph True needs a GPU: leave it out, or give --device cuda")
+    return device.type == "cuda" and config.graph is not False
 
 
 @dataclass
@@ -133,6 +147,11 @@ class Trainer:
         )
         self.optimizer = SGD(self.model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
+        self.advance: Callable[[Batch], None] = self._device_step
+        if wants_graph(config, self.device):
+            self.advance = GraphedStep(self._device_step, config.batch_size, [self.apart.generator])
+        if config.compile:
+            self.advance = CompiledStep(self.advance, self.apart, config.batch_size)
         self.watch = CollapseWatch()
         self.progress = Progress()
         # sums over the epoch: loss, start loss, right answers, images
@@ -220,6 +239,12 @@ class Trainer:
         height, momentum = self.triangle.at(self.global_step)
         self.optimizer.set(lr=self.config.lr * height, momentum=momentum)
         self.apart.set_rates(eta=self.eta * height, momentum=momentum)
+        if self.average is not None:
+            self.average.schedule(self.global_step)
+        self.advance(batch)
+
+    def _device_step(self, batch: Batch) -> None:
+        """The device's part of a step: nothing here depends on the host, so that a CUDA graph can hold it."""
         self.optimizer.zero_grad(set_to_none=True)
         result = self.apart.step(
             batch.images, batch.labels, batch.indices, rows=batch.rows, offsets=batch.offsets, flips=batch.flips
@@ -230,7 +255,6 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         if self.average is not None:
-            self.average.schedule(self.global_step)
             self.average.update()
         n = len(batch)
         count = result.correct.new_full((), n)

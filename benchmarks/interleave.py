@@ -1,0 +1,99 @@
+"""Comparisons that a busy or throttling machine cannot turn: the rivals take turns in one process (A B C A B C ...),
+and what is reported is the median over the rounds of the ratio within a round, with its quartiles.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+@dataclass(frozen=True)
+class Timings:
+    """`seconds[name][round]` of one call each."""
+
+    seconds: dict[str, list[float]]
+
+    def median(self, name: str) -> float:
+        """Median seconds of a call."""
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, over: str, under: str) -> Spread:
+        """How many times the seconds of `under` fit into those of `over` of the same round."""
+        return spread([a / b for a, b in zip(self.seconds[over], self.seconds[under], strict=True)])
+
+    def with_sum(self, name: str, **times: int) -> "Timings":
+        """A further entry that is made of others: `times[other]` calls of each."""
+        rounds = range(len(next(iter(self.seconds.values()))))
+        made = [sum(n * self.seconds[other][r] for other, n in times.items()) for r in rounds]
+        return Timings(self.seconds | {name: made})
+
+
+def spread(values: list[float]) -> Spread:
+    """Median and quartiles (inclusive method) of at least one value."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, low, high)
+
+
+def interleave(
+    runs: dict[str, Callable[[], object]], *, rounds: int, warm_up: int = 1, calls: int = 1, device: str = "cpu"
+) -> Timings:
+    """Time each of `runs` once a round, in turn.
+
+    Args:
+        runs: what to call; all device work of a call is waited for.
+        rounds: number of timed rounds.
+        warm_up: rounds before, not timed.
+        calls: calls in a row for one measurement, of which the mean counts (for what takes microseconds).
+        device: cpu, or cuda: timed with events on the device.
+    """
+    clock = _time_cuda if torch.device(device).type == "cuda" else _time_cpu
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    collecting = gc.isenabled()
+    try:
+        for i in range(warm_up + rounds):
+            gc.collect()
+            gc.disable()
+            for name, run in runs.items():
+                elapsed = clock(run, calls)
+                if i >= warm_up:
+                    seconds[name].append(elapsed)
+            gc.enable()
+    finally:
+        (gc.enable if collecting else gc.disable)()
+    return Timings(seconds)
+
+
+def _time_cpu(run: Callable[[], object], calls: int) -> float:
+    began = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - began) / calls
+
+
+def _time_cuda(run: Callable[[], object], calls: int) -> float:
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    began.record()
+    for _ in range(calls):
+        run()
+    ended.record()
+    torch.cuda.synchronize()
+    return began.elapsed_time(ended) / 1000 / calls

@@ -1,0 +1,203 @@
+"""Training steps to compare: the engine's methods, the released step, and the floor that no code can go under.
+
+The floor is the five bare passes of an APART step (pass 1: forward and backward to the data with frozen weights;
+pass 2: forward, backward to the data and to the weights) of the same network in the same precision on pixels that are
+already there: no augmentation, perturbation, signs, memory, step sizes or loader.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle
+
+import torch
+import torch.nn.functional as F
+
+from apart_fast import Apart, build_model
+from apart_fast.graph import GraphedStep
+from apart_fast.loaders import Batch
+from apart_fast.optim import SGD
+from apart_fast.stem import keep_stem_precise
+from benchmarks.baselines import Released
+from benchmarks.interleave import Timings, interleave
+
+H, W, C, PADDING, EPS, CLASSES = 32, 32, 3, 4, 0.031, 10
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and how often each step is timed.
+
+    width: factor on the channels of PreActResNet-18; examples: size of the training set; amp: of all but `released`.
+    """
+
+    batch: int = 128
+    width: float = 1.0
+    device: str = "cpu"
+    amp: torch.dtype | None = torch.bfloat16
+    examples: int = 2048
+    rounds: int = 5
+
+    def __str__(self) -> str:
+        amp = "float32" if self.amp is None else str(self.amp).removeprefix("torch.")
+        return f"width {round(64 * self.width)}, batch {self.batch}, {amp}, {self.device}"
+
+
+CPU = (Setting(),)
+GPU = tuple(Setting(batch=b, device="cuda", examples=50_000, rounds=30) for b in (128, 512))
+
+
+def settings() -> tuple[Setting, ...]:
+    """The sizes for this machine."""
+    return GPU if torch.cuda.is_available() else CPU
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Data and batches that all rivals share; weights are the same too, each has its own copy."""
+
+    setting: Setting
+    images: torch.Tensor
+    labels: torch.Tensor
+    batches: tuple[Batch, ...]
+
+    def model(self) -> torch.nn.Module:
+        """PreActResNet-18 in training mode, channels-last; always the same weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = build_model("preact_resnet18", CLASSES, width=self.setting.width)
+        return model.to(self.setting.device)
+
+
+def make_problem(setting: Setting) -> Problem:
+    """Random images: the time of a step does not depend on what they show."""
+    generator = torch.Generator().manual_seed(0)
+    n, device = setting.examples, setting.device
+    images = torch.randint(0, 256, (n, H, W, C), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, CLASSES, (n,), generator=generator)
+    batches = []
+    for indices in torch.randperm(n, generator=generator).split(setting.batch)[: min(16, n // setting.batch)]:
+        offsets = torch.randint(0, 2 * PADDING + 1, (len(indices), 2), generator=generator)
+        flips = torch.rand(len(indices), generator=generator) < 0.5
+        rows = torch.arange(len(indices))
+        parts = (images[indices], rows, labels[indices], indices, offsets, flips)
+        batches.append(Batch(*(part.to(device) for part in parts)))
+    return Problem(setting, images, labels, tuple(batches))
+
+
+# ---- rivals: a problem -> something to call, one step a call
+
+
+def engine_step(problem: Problem, method: str, train: bool = False) -> Callable[[], None]:
+    """A step of the engine, on a GPU as a CUDA graph; `train`: with the update of the weights."""
+    setting, model = problem.setting, problem.model()
+    apart = Apart(model, setting.examples, (H, W, C), padding=PADDING, eps=EPS, method=method, amp=setting.amp)
+    optimizer = SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=2e-4)
+
+    def advance(batch: Batch) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        apart.step(
+            batch.images, batch.labels, batch.indices, rows=batch.rows, offsets=batch.offsets, flips=batch.flips
+        )
+        if train:
+            optimizer.step()
+
+    if setting.device == "cuda":
+        advance = GraphedStep(advance, setting.batch, [apart.generator])
+    return _over(advance, problem.batches)
+
+
+def released_step(problem: Problem, amp: torch.dtype | None = None, **options) -> Callable[[], None]:
+    """The released step in its own memory layout (NCHW); `options` go to `Released`."""
+    model = problem.model().to(memory_format=torch.contiguous_format)
+    released = Released(model, problem.images, problem.labels, padding=PADDING, eps=EPS, amp=amp, **options)
+    # its crops are drawn on the host
+    batches = [(b.indices, b.offsets.tolist(), b.flips.tolist()) for b in problem.batches]
+    return _over(lambda batch: released.step(*batch), batches)
+
+
+class Floor:
+    """The bare passes on one batch of pixels [B, H, W, C] that are already there."""
+
+    def __init__(self, problem: Problem):
+        self.setting, self.model = problem.setting, problem.model()
+        self.parameters = list(self.model.parameters())
+        self.optimizer = SGD(self.parameters, lr=1e-3, momentum=0.9, weight_decay=2e-4)
+        batch = problem.batches[0]
+        self.pixels, self.labels = batch.images.float() / 255, batch.labels
+        if self.setting.amp is not None:
+            keep_stem_precise(self.model, self.pixels[:2].permute(0, 3, 1, 2))
+
+    def pass1(self) -> torch.Tensor:
+        """Forward, and backward to the data; returns the input gradient."""
+        for p in self.parameters:
+            p.requires_grad_(False)
+        x = self.pixels.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self._loss(x), x)
+        for p in self.parameters:
+            p.requires_grad_(True)
+        return gradient
+
+    def pass2(self, train: bool = False) -> None:
+        """Forward, and backward to the data and to the weights; `train`: and the update of the weights."""
+        self.optimizer.zero_grad(set_to_none=True)
+        x = self.pixels.detach().requires_grad_()
+        self._loss(x).backward()
+        if train:
+            self.optimizer.step()
+
+    def update(self) -> None:
+        """The update of the weights alone."""
+        self.optimizer.step()
+
+    def _loss(self, x: torch.Tensor) -> torch.Tensor:
+        amp = self.setting.amp
+        with torch.autocast(self.setting.device, dtype=amp, enabled=amp is not None):
+            logits = self.model(x.permute(0, 3, 1, 2))
+        return F.cross_entropy(logits.float(), self.labels)
+
+
+def _over(step: Callable, batches) -> Callable[[], None]:
+    turn = cycle(batches)
+    return lambda: step(next(turn))
+
+
+def graphed(function: Callable[[], object]) -> Callable[[], None]:
+    """`function`, which has no inputs, as a CUDA graph to replay."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        function()
+    return graph.replay
+
+
+ENGINE = ("apart", "fgsm", "standard", "pgd-10")
+
+
+def measure_steps(setting: Setting, float32: bool = True) -> Timings:
+    """Seconds a step of all rivals, interleaved.
+
+    Names: `apart`, `fgsm`, `standard`, `pgd-10` (engine); `released bfloat16` and `released float32`; `pass 1`,
+    `pass 2` and `update` (bare), `apart + update` (a whole training step); and made of the bare passes, round by round:
+    `floor`, `floor + update`, `floor of pgd-10`.
+    """
+    problem = make_problem(setting)
+    floor = Floor(problem)
+    runs: dict[str, Callable[[], object]] = {name: engine_step(problem, name) for name in ENGINE[:1]}
+    bare = {"pass 1": floor.pass1, "pass 2": floor.pass2, "update": floor.update}
+    runs |= {name: graphed(run) if setting.device == "cuda" else run for name, run in bare.items()}
+    runs["apart + update"] = engine_step(problem, "apart", train=True)
+    runs |= {name: engine_step(problem, name) for name in ENGINE[1:]}
+    if setting.amp is not None:
+        runs["released bfloat16"] = released_step(problem, setting.amp)
+    if float32:
+        runs["released float32"] = released_step(problem)
+    # a graph needs a few eager steps and its capture first
+    timings = interleave(runs, rounds=setting.rounds, warm_up=5 if setting.device == "cuda" else 1, device=setting.device)
+    passes = {"pass 1": 1, "pass 2": 1}
+    timings = timings.with_sum("floor", **passes).with_sum("floor + update", **passes, update=1)
+    return timings.with_sum("floor of pgd-10", **{"pass 1": 10, "pass 2": 1})
