@@ -1,6 +1,9 @@
 """Attacks for evaluation: PGD, and AutoAttack through an optional package. Images are NHWC, pixels in [0, 1]."""
 
 import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,9 @@ from torch import Tensor, nn
 
 from apart_fast.errors import UserError
 from apart_fast.kernels import projected_step
+
+_WARM_UP = 3  # calls before a capture
+_GRAPH_FROM = 40  # batches: for fewer a capture (a few batches' time) does not pay
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
@@ -42,12 +48,13 @@ def pgd(
     restarts: int = 1,
     random_start: bool = True,
     generator: torch.Generator | None = None,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Projected gradient descent in the L-inf ball (Madry et al., arXiv 1706.06083, section 2.1).
 
     Kept for each image: the clean image if the model already gets it wrong, else the first point visited (the start
-    included) that fools the model, else the end of the last restart. Only images that are not yet fooled go into the
-    next restart. Asks for input gradients only: nothing of the model changes.
+    included) that fools the model, else the end of the last restart. Images that are fooled take no further steps.
+    Asks for input gradients only: nothing of the model changes. `apart_fast.folding.fold` makes a cheaper model.
 
     Args:
         model: takes NCHW, in eval mode, on the device of `images`.
@@ -59,6 +66,7 @@ def pgd(
         random_start: start from uniform(-eps, eps), clipped to [0, 1], instead of from the image.
         generator: on the CPU; one number for each image is drawn from it, in order, so that an image's noise depends
             neither on the batch size nor on the other images.
+        batch_size: images that go through the model at a time; None: all.
 
     Returns:
         like `images`: within eps of them and in [0, 1].
@@ -76,47 +84,171 @@ def pgd(
         raise UserError(f"pgd needs at least 1 step and 1 restart, got {steps} and {restarts}")
     if restarts > 1 and not random_start:
         raise UserError("restarts without a random start are all the same: use 1 restart")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"pgd needs a batch size of at least 1, got {batch_size}")
     if len(images) == 0:
         return images.clone()
     low, high = images.aminmax()
     if not (low >= 0 and high <= 1):
         raise UserError(f"pixels must lie in [0, 1], got [{low:.3g}, {high:.3g}]: normalise inside the model")
 
-    seeds = torch.randint(2**62, (len(images),), generator=generator)
+    seeds = draw_seeds(len(images), generator) if random_start else None
+    size = batch_size or len(images)
     adversarial = images.detach().clone(memory_format=torch.contiguous_format)
-    with torch.no_grad():
-        active = is_correct(predict(model, adversarial), labels).nonzero().squeeze(1)
-    for restart in range(restarts):
-        if len(active) == 0:
-            break
-        x, y = images.detach()[active].contiguous(), labels[active]
-        xk = x
-        if random_start:
-            noise = _noise(seeds[active.cpu()], restart, x.shape[1:], eps)
-            xk = (x + noise.to(x)).clamp(0, 1)
-        found, fooled = _run(model, x, xk, y, step, steps, eps)
-        adversarial[active] = found
-        active = active[~fooled]
+    right = correct(model, adversarial, labels, size).nonzero().squeeze(1)
+    if len(right):
+        seeds = seeds[right.cpu()] if random_start else None
+        settings = dict(eps=eps, step=step, steps=steps, restarts=restarts, seeds=seeds, batch_size=size)
+        adversarial[right], _ = search(model, adversarial[right], labels[right], **settings)
     return adversarial
 
 
-def _run(model: nn.Module, x: Tensor, xk: Tensor, y: Tensor, step: float, steps: int, eps: float):
-    """One restart from `xk`: (first fooling point or else the last one, fooled [B]); no control flow on data."""
-    found, fooled = xk, torch.zeros_like(y, dtype=torch.bool)
-    for _ in range(steps):
+def draw_seeds(n: int, generator: torch.Generator | None) -> Tensor:
+    """int64 [n] on the CPU: of the noise of each image; the same numbers whether drawn at once or in parts."""
+    return torch.randint(2**62, (n,), generator=generator)
+
+
+@torch.no_grad()
+def correct(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """bool [N]: `is_correct` of float NHWC images [N, H, W, C], `batch_size` of them at a time."""
+    batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    return torch.cat([is_correct(predict(model, x), y) for x, y in batches])
+
+
+def search(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    step: float,
+    steps: int,
+    restarts: int,
+    seeds: Tensor | None,
+    batch_size: int,
+    progress: Callable[[int], object] = lambda done: None,
+) -> tuple[Tensor, Tensor]:
+    """The search of `pgd` for all of the images, which the model is expected to get right.
+
+    It goes through the images step by step, not batch by batch, and leaves out those that are fooled: batches stay
+    full, and the host asks the device who is left once a step for all images, never within a batch.
+
+    Args:
+        seeds: int64 [N] on the CPU, for random starts; None: start from the images.
+        progress: called with the number of gradient steps that were taken or are no longer needed, in all
+            N * steps * restarts.
+
+    The other arguments are those of `pgd`. Returns the points found, like `images` (the first one that fools, else the
+    last one), and bool [N]: fooled on the way. The very last points are not judged: the caller has to.
+    """
+    images = images.detach().contiguous()
+    found, standing = images.clone(), torch.arange(len(images), device=images.device)
+    batches = -(-len(images) // batch_size) * steps * restarts
+    with _frozen(model):
+        advance = _make_step(model, images, min(batch_size, len(images)), batches, step, eps)
+        for restart in range(restarts):
+            if seeds is not None:
+                noise = _noise(seeds[standing.cpu()], restart, images.shape[1:], eps)
+                found[standing] = (images[standing] + noise.to(images)).clamp_(0, 1)
+            later = steps * (restarts - restart - 1)
+            for left in reversed(range(steps)):
+                fooled = torch.empty_like(standing, dtype=torch.bool)
+                for rows, marks in zip(standing.split(batch_size), fooled.split(batch_size), strict=True):
+                    found[rows] = advance(images[rows], found[rows], labels[rows], marks)
+                    progress(len(rows))
+                standing = standing[~fooled]
+                progress((len(fooled) - len(standing)) * (left + later))
+            if later:
+                right = correct(model, found[standing], labels[standing], batch_size)
+                progress((len(right) - int(right.sum())) * later)
+                standing = standing[right]
+    fooled = torch.ones_like(labels, dtype=torch.bool)
+    fooled[standing] = False
+    return found, fooled
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No gradients for the parameters: nothing is computed, or kept, for them."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+class _Step:
+    """One step of PGD on a batch: writes `fooled` for the points `xk`, returns the next ones (`xk` where fooled)."""
+
+    def __init__(self, model: nn.Module, step: float, eps: float):
+        self._model, self._step, self._eps = model, step, eps
+
+    def __call__(self, x: Tensor, xk: Tensor, labels: Tensor, fooled: Tensor) -> Tensor:
         xk = xk.detach().requires_grad_()
         with torch.enable_grad():
-            logits = predict(model, xk)
+            logits = predict(self._model, xk)
             # a sum: the gradient of an image does not shrink with the batch
-            loss = F.cross_entropy(logits, y, reduction="sum")
+            loss = F.cross_entropy(logits, labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, xk)
-        fooled = fooled | ~is_correct(logits.detach(), y)
-        moved = projected_step(x, xk.detach(), gradient.contiguous(), step, eps)
-        found = torch.where(fooled[:, None, None, None], found, moved)
-        xk = moved
-    with torch.no_grad():
-        fooled = fooled | ~is_correct(predict(model, xk), y)
-    return found, fooled
+        fooled.copy_(~is_correct(logits.detach(), labels))
+        moved = projected_step(x, xk.detach(), gradient.contiguous(), self._step, self._eps)
+        return torch.where(fooled[:, None, None, None], xk.detach(), moved)
+
+
+class _GraphedStep:
+    """A `_Step` replayed as one CUDA graph: one launch for hundreds. Batches of `size` images, or fewer.
+
+    A model that cannot be captured (it waits for the device, say) is called as it is, after one warning.
+    """
+
+    def __init__(self, step: _Step, images: Tensor, size: int):
+        self._step = step
+        x, labels = images.new_zeros(size, *images.shape[1:]), images.new_zeros(size, dtype=torch.int64)
+        # a smaller batch leaves old rows behind it: in eval mode no image sees another one
+        self._buffers = (x, x.clone(), labels, labels.bool())
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._moved: Tensor | None = None
+        try:
+            self._capture()
+        except RuntimeError as error:
+            self._graph = None
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"the attack runs without a CUDA graph, and slower: {reason}", stacklevel=4)
+
+    def _capture(self) -> None:
+        stream = torch.cuda.Stream()  # of the images' device: see `_make_step`
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries initialise and Triton compiles outside the capture
+            for _ in range(_WARM_UP):
+                self._step(*self._buffers)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            self._moved = self._step(*self._buffers)
+        self._graph = graph
+
+    def __call__(self, x: Tensor, xk: Tensor, labels: Tensor, fooled: Tensor) -> Tensor:
+        if self._graph is None:
+            return self._step(x, xk, labels, fooled)
+        n = len(labels)
+        for buffer, value in zip(self._buffers, (x, xk, labels), strict=False):
+            buffer[:n].copy_(value)
+        self._graph.replay()
+        fooled.copy_(self._buffers[3][:n])
+        return self._moved[:n]  # read before the next replay
+
+
+def _make_step(
+    model: nn.Module, images: Tensor, size: int, batches: int, step: float, eps: float
+) -> _Step | _GraphedStep:
+    plain = _Step(model, step, eps)
+    if not images.is_cuda or batches < _GRAPH_FROM:
+        return plain
+    with torch.cuda.device(images.device):
+        return _GraphedStep(plain, images, size)
 
 
 def autoattack(
@@ -155,13 +287,10 @@ def autoattack(
         raise UserError("AutoAttack needs the package pyautoattack: pip install 'apart_fast[autoattack]'") from error
     if any(module.training for module in model.modules()):
         raise UserError("the model is in training mode: call model.eval() before an attack")
-    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     tracer = sys.gettrace()
     try:
-        for parameter in frozen:  # its FAB calls backward(), which would leave gradients in the parameters
-            parameter.requires_grad_(False)
-        # it seeds torch's global generators
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # its FAB calls backward(), which would leave gradients in the parameters; it seeds torch's global generators
+        with _frozen(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             attack = AutoAttack(model, eps=eps, device=device, seed=seed, version="standard")
             targeted = {2: [], 3: ["apgd-dlr"]}.get(num_classes, ["apgd-t"])
             attack.attacks_to_run = ["apgd-ce", *targeted, "fab-t", "square"]
@@ -171,6 +300,4 @@ def autoattack(
             _, predictions = attack.run_standard_evaluation(nchw, labels, batch_size=batch_size)
     finally:
         sys.settrace(tracer)  # its check for dynamic defences switches tracing off
-        for parameter in frozen:
-            parameter.requires_grad_(True)
     return predictions == labels

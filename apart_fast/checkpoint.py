@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import nn
@@ -18,14 +19,26 @@ def save(path: str | os.PathLike, state: dict) -> None:
     Raises:
         UserError: no space left, or no right to write; an existing file stays as it was.
     """
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        watched = _Watched(file)
         try:
-            torch.save({"format": FORMAT, **state}, temporary)
-        except RuntimeError as error:  # torch's zip writer turns a full disk into a RuntimeError
-            if isinstance(error.__cause__ or error.__context__, OSError):
-                raise (error.__cause__ or error.__context__) from error
-            if "write" in str(error).lower():
-                raise UserError(f"could not write {path}: free some space or choose another folder") from error
+            torch.save({"format": FORMAT, **state}, watched)
+        except RuntimeError as error:
+            raise watched.error or error from error
+
+
+class _Watched:
+    """A file that remembers why a write failed: torch's writer turns a full disk into a RuntimeError of its own."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.error = file, None
+        self.flush = file.flush
+
+    def write(self, data) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
             raise
 
 

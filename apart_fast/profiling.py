@@ -1,12 +1,13 @@
 """`python train.py --profile`: where the time of a training step goes, and how far it is from the bare arithmetic.
 
-The phases are timed from outside: for the length of a profile the functions that `Apart.step` and the trainer call are
-replaced by timed ones, on CUDA with events, so that nothing waits for the device in between. Afterwards all is as before.
+The phases are timed from outside: while a profile runs, the functions that `Apart.step` and the trainer call are
+replaced by timed ones, on CUDA with events, so that nothing waits for the device in between.
 """
 
 import gzip
 import itertools
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -131,8 +132,8 @@ class ProfileReport:
             "overhead": f"{self.overhead.median:.3f} x the floor [{self.overhead.low:.3f}, {self.overhead.high:.3f}]",
             "images/s": f"{self.images_per_second:,.0f}",
             "arithmetic": f"{self.flops / self.batch_size / 1e9:.3f} GFLOP an image, "
-            f"{self.flops_per_second / 1e12:.3f} TFLOP/s = {self.flops_per_second / self.peak_flops:.1%} of the peak of "
-            f"a matrix product here ({self.peak_flops / 1e12:.3f} TFLOP/s)",
+            f"{self.flops_per_second / 1e12:.3f} TFLOP/s = {self.flops_per_second / self.peak_flops:.1%} of the matrix "
+            f"product's peak ({self.peak_flops / 1e12:.3f} TFLOP/s)",
             "launches a step": counted,
             "peak memory": f"{self.peak_bytes / 2**20:,.0f} MiB"
             + (" of the GPU" if "kernels" in self.launches else " of the process"),
@@ -368,6 +369,7 @@ _COUNTERS = {"cpu": _count_cpu, "cuda": _count_cuda}
 
 def _record(step: Callable[[], None], clock) -> bytes:
     """Chrome trace (JSON) of one call."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a missing GPU as an error
     activities = [torch.profiler.ProfilerActivity.CPU]
     if isinstance(clock, _CudaClock):
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -401,7 +403,7 @@ def profile(
 ) -> ProfileReport:
     """Measure training steps of a trainer that is ready to train; see `ProfileReport`.
 
-    These are real steps: memory, statistics and (where the learning rate is not 0) weights move on, `progress` does not.
+    These are real steps: memory, statistics and (unless the learning rate is 0) weights move on; `progress` does not.
 
     Args:
         warmup: steps before anything is timed, at least 1 (a graph is captured and a model compiled in further ones).
@@ -457,9 +459,7 @@ def profile(
             atomic_write(trace, gzip.compress(chrome, 6) if trace.suffix == ".gz" else chrome)
 
         batch = next(batches)
-        x, _, _ = kernels.start(
-            batch.images, batch.rows, batch.offsets, batch.flips, apart.padding, dtype=apart.dtype
-        )
+        x, _, _ = kernels.start(batch.images, batch.rows, batch.offsets, batch.flips, apart.padding, dtype=apart.dtype)
         flops = _count_flops(trainer, batch)
         bare = partial(floor, apart, x, batch.labels.clone())
         bare = _as_graph(bare) if graphed else bare

@@ -424,6 +424,7 @@ class Trainer:
             "progress": asdict(self.progress),
             "watch": asdict(self.watch),
             "totals": self.totals,
+            "threads": torch.get_num_threads(),
             "rng": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -446,6 +447,8 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.watch = CollapseWatch(**state["watch"])
         self.totals.copy_(state["totals"])
+        if self.device.type == "cpu":
+            torch.set_num_threads(state["threads"])  # sums, and so the bits of the weights, depend on it
         torch.set_rng_state(state["rng"]["cpu"].cpu())
         if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.device)

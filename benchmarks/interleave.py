@@ -1,5 +1,5 @@
-"""Comparisons that a busy or throttling machine cannot turn: the rivals take turns in one process (A B C A B C ...),
-and what is reported is the median over the rounds of the ratio within a round, with its quartiles.
+"""Comparisons that a busy or throttling machine cannot turn: the rivals take turns in one process, and what is reported
+is the median over the rounds of the ratio within a round, with its quartiles.
 """
 
 import gc
@@ -37,8 +37,8 @@ class Timings:
         """How many times the seconds of `under` fit into those of `over` of the same round."""
         return spread([a / b for a, b in zip(self.seconds[over], self.seconds[under], strict=True)])
 
-    def with_sum(self, name: str, **times: int) -> "Timings":
-        """A further entry that is made of others: `times[other]` calls of each."""
+    def with_sum(self, name: str, times: dict[str, float]) -> "Timings":
+        """A further entry that is made of others, round by round: `times[other]` calls of each."""
         rounds = range(len(next(iter(self.seconds.values()))))
         made = [sum(n * self.seconds[other][r] for other, n in times.items()) for r in rounds]
         return Timings(self.seconds | {name: made})
@@ -55,7 +55,9 @@ def spread(values: list[float]) -> Spread:
 def interleave(
     runs: dict[str, Callable[[], object]], *, rounds: int, warm_up: int = 1, calls: int = 1, device: str = "cpu"
 ) -> Timings:
-    """Time each of `runs` once a round, in turn.
+    """Time each of `runs` once a round, in turn: A B C, C B A, A B C, ...
+
+    The order alternates because a rival finds the allocator and the caches as the one before it left them.
 
     Args:
         runs: what to call; all device work of a call is waited for.
@@ -66,12 +68,13 @@ def interleave(
     """
     clock = _time_cuda if torch.device(device).type == "cuda" else _time_cpu
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    order = list(runs.items())
     collecting = gc.isenabled()
     try:
         for i in range(warm_up + rounds):
             gc.collect()
             gc.disable()
-            for name, run in runs.items():
+            for name, run in order if i % 2 == 0 else reversed(order):
                 elapsed = clock(run, calls)
                 if i >= warm_up:
                     seconds[name].append(elapsed)

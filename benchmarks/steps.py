@@ -95,9 +95,7 @@ def engine_step(problem: Problem, method: str, train: bool = False) -> Callable[
 
     def advance(batch: Batch) -> None:
         optimizer.zero_grad(set_to_none=True)
-        apart.step(
-            batch.images, batch.labels, batch.indices, rows=batch.rows, offsets=batch.offsets, flips=batch.flips
-        )
+        apart.step(batch.images, batch.labels, batch.indices, rows=batch.rows, offsets=batch.offsets, flips=batch.flips)
         if train:
             optimizer.step()
 
@@ -175,29 +173,40 @@ def graphed(function: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-ENGINE = ("apart", "fgsm", "standard", "pgd-10")
+def _prepared(runs: dict[str, Callable[[], object]], device: str) -> dict[str, Callable[[], object]]:
+    return {name: graphed(run) if device == "cuda" else run for name, run in runs.items()}
 
 
-def measure_steps(setting: Setting, float32: bool = True) -> Timings:
-    """Seconds a step of all rivals, interleaved.
+def _warm_up(setting: Setting) -> int:
+    return 5 if setting.device == "cuda" else 1  # a graph needs a few eager steps and its capture first
 
-    Names: `apart`, `fgsm`, `standard`, `pgd-10` (engine); `released bfloat16` and `released float32`; `pass 1`,
-    `pass 2` and `update` (bare), `apart + update` (a whole training step); and made of the bare passes, round by round:
-    `floor`, `floor + update`, `floor of pgd-10`.
+
+def measure_overhead(setting: Setting) -> Timings:
+    """Seconds of an APART step and of the bare passes.
+
+    Names: `apart`, `apart + update` (with the update of the weights), `pass 1`, `pass 2`, `update` (bare), and made of
+    the bare ones, round by round: `floor`, `floor + update`.
     """
     problem = make_problem(setting)
     floor = Floor(problem)
-    runs: dict[str, Callable[[], object]] = {name: engine_step(problem, name) for name in ENGINE[:1]}
-    bare = {"pass 1": floor.pass1, "pass 2": floor.pass2, "update": floor.update}
-    runs |= {name: graphed(run) if setting.device == "cuda" else run for name, run in bare.items()}
-    runs["apart + update"] = engine_step(problem, "apart", train=True)
-    runs |= {name: engine_step(problem, name) for name in ENGINE[1:]}
-    if setting.amp is not None:
-        runs["released bfloat16"] = released_step(problem, setting.amp)
-    if float32:
-        runs["released float32"] = released_step(problem)
-    # a graph needs a few eager steps and its capture first
-    timings = interleave(runs, rounds=setting.rounds, warm_up=5 if setting.device == "cuda" else 1, device=setting.device)
+    runs = {"apart": engine_step(problem, "apart"), "apart + update": engine_step(problem, "apart", train=True)}
+    runs |= _prepared({"pass 1": floor.pass1, "pass 2": floor.pass2, "update": floor.update}, setting.device)
+    timings = interleave(runs, rounds=2 * setting.rounds, warm_up=_warm_up(setting), device=setting.device)
     passes = {"pass 1": 1, "pass 2": 1}
-    timings = timings.with_sum("floor", **passes).with_sum("floor + update", **passes, update=1)
-    return timings.with_sum("floor of pgd-10", **{"pass 1": 10, "pass 2": 1})
+    return timings.with_sum("floor", passes).with_sum("floor + update", passes | {"update": 1})
+
+
+def measure_rivals(setting: Setting) -> Timings:
+    """Seconds a step of APART and of its rivals.
+
+    Names: `apart`, `fgsm`, `standard`, `pgd-10` (engine), `released bfloat16` and `released float32`, `pass 1`,
+    `pass 2` (bare), and made of the bare ones, round by round: `5 bare passes`, `23 bare passes`.
+    """
+    problem = make_problem(setting)
+    floor = Floor(problem)
+    runs = {name: engine_step(problem, name) for name in ("apart", "fgsm", "standard", "pgd-10")}
+    runs |= _prepared({"pass 1": floor.pass1, "pass 2": floor.pass2}, setting.device)
+    runs |= {"released bfloat16": released_step(problem, torch.bfloat16), "released float32": released_step(problem)}
+    timings = interleave(runs, rounds=setting.rounds, warm_up=_warm_up(setting), device=setting.device)
+    five, more = {"pass 1": 1, "pass 2": 1}, {"pass 1": 10, "pass 2": 1}
+    return timings.with_sum("5 bare passes", five).with_sum("23 bare passes", more)

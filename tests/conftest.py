@@ -1,8 +1,12 @@
 """What several test files need."""
 
-import numpy as np
-import pytest
-from PIL import Image
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make tests on a busy machine ten times slower
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
 
 CLASSES = ("circle", "cross", "square")
 

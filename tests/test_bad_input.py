@@ -1,7 +1,11 @@
 """Bad input at the command line: one line on stderr, exit code 2, nothing lost."""
 
+import builtins
+import importlib
 import resource
 import shutil
+import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -11,6 +15,9 @@ from PIL import Image
 from apart_fast import UserError, checkpoint
 from apart_fast.cli import main
 from apart_fast.trainer import Trainer
+
+# not importorskip: importing ffcv by hand sets torch's threads to 1
+needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="ffcv is not installed: pip install apart_fast[ffcv]")
 
 
 def refuse(capsys, *words):
@@ -83,8 +90,8 @@ def test_unreadable_image(capsys, settings, own_folder):
     assert "000.png" in refuse(capsys, "train", *settings, "--data-dir", own_folder)
 
 
+@needs_ffcv
 def test_damaged_beton(capsys, settings, own_folder, tmp_path):
-    pytest.importorskip("ffcv", reason="ffcv is not installed: pip install apart_fast[ffcv]")
     words = ["train", *settings, "--data-dir", own_folder, "--ffcv", "--epochs", "1", "--no-test"]
     with pytest.raises(SystemExit):
         main([str(word) for word in [*words, "--out", tmp_path / "a"]])
@@ -95,17 +102,17 @@ def test_damaged_beton(capsys, settings, own_folder, tmp_path):
 
 
 def test_ffcv_without_ffcv(capsys, settings, monkeypatch, own_folder):
-    import builtins
-
     real = builtins.__import__
 
     def without(name, *args, **kwargs):
         if name.split(".")[0] == "ffcv":
-            raise ImportError("No module named 'ffcv'")
+            raise ModuleNotFoundError("No module named 'ffcv'", name="ffcv")
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.delitem(__import__("sys").modules, "ffcv", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ffcv" or name.endswith(".ffcv_backend")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(importlib, "import_module", lambda name, package=None: without(name))
     assert "ffcv" in refuse(capsys, "train", *settings, "--data-dir", own_folder, "--ffcv")
 
 

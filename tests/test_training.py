@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from apart_fast.cli import main
 from apart_fast.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
+
+
+# not importorskip: importing ffcv by hand sets torch's threads to 1
+needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="ffcv is not installed: pip install apart_fast[ffcv]")
 
 
 def run(*words, code=0):
@@ -128,8 +133,8 @@ def test_random_starts_and_memories_resume_too(settings, tmp_path, monkeypatch, 
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
+@needs_ffcv
 def test_amp_and_every_loader_give_the_same_run(settings, tmp_path):
-    pytest.importorskip("ffcv", reason="ffcv is not installed: pip install apart_fast[ffcv]")
     for loader in (["--ffcv"], ["--loader", "resident"], ["--loader", "dataloader"]):
         run("train", *settings, "--amp", "--epochs", "1", "--no-test", *loader, "--out", tmp_path / loader[-1])
     assert_same_run(tmp_path / "--ffcv", tmp_path / "resident")

@@ -1,0 +1,124 @@
+"""How a comparison is recorded: seconds go to pytest-benchmark, ratios to its `extra_info` and to the table at the end.
+
+With `--benchmark-json FILE.json` the table is written to FILE.md beside it.
+"""
+
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from apart_fast.records import environment
+from benchmarks.interleave import Spread, Timings
+
+HEAD = ("what", "seconds", "compared with", "ratio [quartiles]", "ceiling", "share", "target")
+
+
+@dataclass(frozen=True)
+class Rival:
+    """How often `what` is done while `name` is done once.
+
+    ceiling: the largest ratio that the arithmetic allows; target: the least ratio aimed at.
+    """
+
+    name: str
+    ceiling: float | None = None
+    target: float | None = None
+
+
+class _Replay:
+    """Hands seconds that were measured before to pytest-benchmark: a clock that `run` moves on."""
+
+    def __init__(self, seconds: list[float]):
+        self._left, self._now = list(seconds), 0.0
+
+    def clock(self) -> float:
+        return self._now
+
+    def run(self) -> None:
+        self._now += self._left.pop(0)
+
+
+ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+
+
+def pytest_configure(config):
+    config.stash[ROWS] = []
+
+
+@pytest.fixture
+def record(request):
+    """record(timings, name, *rivals, group=...): one row of pytest-benchmark, one row of the table for each rival.
+
+    pytest-benchmark times one function after another, so it cannot take turns; it is given the seconds of the rounds
+    that `interleave` measured.
+    """
+
+    def record(timings: Timings, name: str, *rivals: Rival, group: str, label: str | None = None) -> list[Spread]:
+        replay = _Replay(timings.seconds[name])
+        request.node.add_marker(pytest.mark.benchmark(timer=replay.clock, group=group))
+        benchmark = request.getfixturevalue("benchmark")
+        spreads = [timings.ratio(rival.name, name) for rival in rivals]
+        benchmark.extra_info["ratios"] = [
+            {"compared with": r.name, **asdict(s), "ceiling": r.ceiling, "target": r.target}
+            for r, s in zip(rivals, spreads, strict=True)
+        ]
+        if not benchmark.disabled:
+            benchmark.pedantic(replay.run, rounds=len(timings.seconds[name]))
+        what, seconds = label or f"{name} ({group})", f"{timings.median(name):.4g}"
+        rows = [_row(what, seconds, r, s) for r, s in zip(rivals, spreads, strict=True)]
+        request.config.stash[ROWS] += rows or [(what, seconds, "", "", "", "", "")]
+        return spreads
+
+    return record
+
+
+def _row(what: str, seconds: str, rival: Rival, ratio: Spread) -> tuple[str, ...]:
+    ceiling = share = target = ""
+    if rival.ceiling is not None:
+        ceiling, share = f"{rival.ceiling:.3g}", f"{ratio.median / rival.ceiling:.0%}"
+    if rival.target is not None:
+        target = f"{rival.target:.3g} {'met' if ratio.median >= rival.target else 'MISSED'}"
+    return what, seconds, rival.name, str(ratio), ceiling, share, target
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["apart_fast"] = environment() | {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash[ROWS]
+    if not rows:
+        return
+    lines = _table(rows)
+    terminalreporter.section("comparisons (seconds: median of a call)")
+    for line in lines:
+        terminalreporter.write_line(line)
+    output = config.getoption("benchmark_json", None)
+    if output is not None:
+        about = environment()
+        notes = [f"- {name}: {value}" for name, value in about.items() if value is not None]
+        notes += [f"- triton: {_version('triton')}", f"- ffcv: {_version('ffcv')}", f"- system: {platform.platform()}"]
+        path = Path(output.name).with_suffix(".md")
+        path.write_text("\n".join([f"# {path.stem}", "", *notes, "", *lines, ""]))
+        terminalreporter.write_line(f"written to {path}")
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in (HEAD, *rows)) for i in range(len(HEAD))]
+
+    def line(cells):
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    return [line(HEAD), line(["-" * width for width in widths]), *map(line, rows)]
