@@ -286,7 +286,7 @@ class Apart:
                 )
             if mine[name].dtype != state[name].dtype:
                 raise UserError(
-                    f"saved training state does not fit: {name} is {state[name].dtype} there and {mine[name].dtype} here"
+                    f"saved training state does not fit: {name} is {state[name].dtype} there, {mine[name].dtype} here"
                 )
         for name, tensor in mine.items():
             if name != "generator":

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from apart_fast import kernels
-from apart_fast.attacks import pgd, predict
+from apart_fast.attacks import predict
 from apart_fast.files import atomic_path
 from apart_fast.loaders.datasets import Split
 

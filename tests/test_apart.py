@@ -154,7 +154,7 @@ def test_states_that_do_not_fit():
     apart = Apart(tiny(), 6, SHAPE)
     with pytest.raises(UserError, match="memory is .*7, 20, 20, 3.* there and .*6, 20, 20, 3.* here"):
         apart.load_state_dict(Apart(tiny(), 7, SHAPE).state_dict())
-    with pytest.raises(UserError, match="float32 there and torch.float16 here"):
+    with pytest.raises(UserError, match="float32 there, torch.float16 here"):
         apart.load_state_dict(Apart(tiny(), 6, SHAPE, omega_dtype=torch.float32).state_dict())
     with pytest.raises(UserError, match="does not fit"):
         apart.load_state_dict(Apart(tiny(), 6, SHAPE, method="fgsm").state_dict())
