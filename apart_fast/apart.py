@@ -4,7 +4,7 @@ The way of the data is `Apart.step`: start -> (pass 1 -> move) x steps -> pass 2
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from apart_fast import kernels
 from apart_fast.blocks import BlockPoints
 from apart_fast.errors import UserError
+from apart_fast.freezing import frozen
 from apart_fast.kernels.codec import encode
 from apart_fast.memory import Memory
 from apart_fast.methods import Method, get_method
@@ -107,12 +108,13 @@ class Apart:
         self.model, self.amp, self.scaler = model, amp, scaler
         self.method = get_method(method)
         self.eps = parse_eps(eps)
+        if amp == torch.float16 and scaler is None:
+            raise UserError("float16 needs a torch.amp.GradScaler (scaler=...), or gradients vanish: or use bfloat16")
         self.padding, self.flip, self.dtype = padding, flip, dtype
         self.image_shape = tuple(image_shape)
         self.label_smoothing = label_smoothing
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.last: StepResult | None = None
 
         self.points = None
@@ -191,7 +193,7 @@ class Apart:
     def _pass1(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor] | None]:
         """Loss, input gradient (times a positive scale) and the signs at the block points; no weight gradients."""
         x = x.detach().requires_grad_()
-        with _frozen(self._parameters), self.points.capturing() if self.points else nullcontext() as signs:
+        with frozen(self.model), self.points.capturing() if self.points else nullcontext() as signs:
             loss, _ = self._loss(x, labels)
             (g,) = torch.autograd.grad(self._scaled(loss), x)
         return loss.detach(), g, signs
@@ -297,18 +299,6 @@ class Apart:
         """Take the block points' hooks off the model."""
         if self.points:
             self.points.remove()
-
-
-@contextmanager
-def _frozen(parameters: Sequence[nn.Parameter]):
-    """No gradients for the parameters: nothing is computed, or kept, for them."""
-    for p in parameters:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in parameters:
-            p.requires_grad_(True)
 
 
 # ---- starts: (x, d0, x0), each [B, H, W, C]

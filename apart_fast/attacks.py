@@ -2,14 +2,14 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apart_fast.errors import UserError
+from apart_fast.freezing import frozen
 from apart_fast.kernels import projected_step
 
 _WARM_UP = 3  # calls before a capture
@@ -144,7 +144,7 @@ def search(
     images = images.detach().contiguous()
     found, standing = images.clone(), torch.arange(len(images), device=images.device)
     batches = -(-len(images) // batch_size) * steps * restarts
-    with _frozen(model):
+    with frozen(model):
         advance = _make_step(model, images, min(batch_size, len(images)), batches, step, eps)
         for restart in range(restarts):
             if seeds is not None:
@@ -165,19 +165,6 @@ def search(
     fooled = torch.ones_like(labels, dtype=torch.bool)
     fooled[standing] = False
     return found, fooled
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients for the parameters: nothing is computed, or kept, for them."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 class _Step:
@@ -226,7 +213,8 @@ class _GraphedStep:
                 self._step(*self._buffers)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
+        # thread_local: a loader's pinning thread may call CUDA meanwhile
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._moved = self._step(*self._buffers)
         self._graph = graph
 
@@ -290,7 +278,7 @@ def autoattack(
     tracer = sys.gettrace()
     try:
         # its FAB calls backward(), which would leave gradients in the parameters; it seeds torch's global generators
-        with _frozen(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with frozen(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             attack = AutoAttack(model, eps=eps, device=device, seed=seed, version="standard")
             targeted = {2: [], 3: ["apgd-dlr"]}.get(num_classes, ["apgd-t"])
             attack.attacks_to_run = ["apgd-ce", *targeted, "fab-t", "square"]

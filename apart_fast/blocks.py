@@ -79,6 +79,9 @@ class BlockPoints:
         self._handles = [
             _hook(modules[name], side, i, self) for i, (name, side) in enumerate(self.points)
         ]  # fmt: skip
+        for name, _ in self.points:
+            if getattr(modules[name], "inplace", False):
+                raise UserError(f"block point {name!r} works in place: make it with inplace=False, or name another")
 
     def __len__(self) -> int:
         return len(self.points)

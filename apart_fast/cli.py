@@ -67,6 +67,8 @@ def train(config: TrainConfig) -> None:
 
 
 def evaluate(config: EvaluateConfig) -> None:
+    if config.images is not None and config.images < 1:
+        raise UserError(f"--images {config.images} is too small: give at least 1")
     eps, device = parse_eps(config.eps), pick_device(config.device)
     state = checkpoint.load(config.checkpoint, device)
     name = config.dataset or state["dataset"]
@@ -74,6 +76,13 @@ def evaluate(config: EvaluateConfig) -> None:
     if len(data.classes) != state["description"]["num_classes"]:
         raise UserError(
             f"{config.checkpoint} knows {state['description']['num_classes']} classes, {name} has {len(data.classes)}: "
+            "choose the data set it was trained on"
+        )
+    shape = list(data.test.images.shape[1:])
+    known = [*state["description"]["image_size"], state["description"]["in_channels"]]
+    if shape != known:
+        raise UserError(
+            f"{config.checkpoint} knows images of {known} (height, width, channels), {name} has {shape}: "
             "choose the data set it was trained on"
         )
     model = build_model(**state["description"]).to(device, memory_format=torch.channels_last)

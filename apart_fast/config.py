@@ -1,10 +1,12 @@
 """Every setting of a training run; each field is a flag of `python train.py` (docstrings are its help)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from apart_fast.errors import UserError
+
+MOVABLE = ("data_dir", "device", "workers", "progress", "out", "download")  # what a resumed run may set anew
 
 
 @dataclass
@@ -110,7 +112,8 @@ class TrainConfig:
     out: Path | None = None
     """Run folder. None: runs/<dataset>-<method>-<time>."""
     resume: Path | None = None
-    """Go on with the run in this folder, from its last checkpoint; its own settings hold."""
+    """Go on with the run in this folder, from its last checkpoint. Its settings hold; only --data-dir, --device,
+    --workers and --progress may differ."""
     checkpoint_every: int = 1
     """Epochs between checkpoints of the whole state (also written on SIGTERM and Ctrl-C)."""
 
@@ -131,9 +134,26 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise UserError(f"--{name.replace('_', '-')} {value} is too small: give at least {low}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed {self.seed} is out of range: give 0 to 2^63 - 1")
         for name in ("ema", "label_smoothing"):
             if getattr(self, name) >= 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too large: give less than 1")
+
+    def resumed(self, saved: "TrainConfig") -> "TrainConfig":
+        """The settings `saved` with a run, moved to where `self` says the data and the device are now.
+
+        Raises:
+            UserError: `self` sets something that a resumed run cannot change.
+        """
+        fresh = TrainConfig()
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(fresh, f.name)}
+        given.pop("resume")
+        changed = [name for name in given if name not in MOVABLE and given[name] != getattr(saved, name)]
+        if changed:
+            flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+            raise UserError(f"a resumed run keeps its settings: leave out {flags}, or start a new run")
+        return replace(saved, **{name: value for name, value in given.items() if name in MOVABLE})
 
     @property
     def loader_kind(self) -> str:

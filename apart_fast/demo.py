@@ -17,6 +17,7 @@ from apart_fast.trainer import train
 
 EPOCHS = 9
 METHODS = ("apart", "standard")
+MADE = {*METHODS, "curves.png", "demo.json"}  # all that a demo leaves in its folder
 
 
 @dataclass
@@ -42,7 +43,7 @@ def run(config: DemoConfig) -> None:
         print("ffcv is not installed: going on with the resident loader")
         loader = "resident"
     report = config.out / "demo.json"
-    if config.out.exists() and any(config.out.iterdir()) and not any(config.out.glob("*/config.json")):
+    if config.out.exists() and (not config.out.is_dir() or {p.name for p in config.out.iterdir()} - MADE):
         raise UserError(f"{config.out} holds something other than a demo: choose another --out")
     shutil.rmtree(config.out, ignore_errors=True)
 
@@ -74,5 +75,5 @@ def run(config: DemoConfig) -> None:
         print(f"  {method:<9} {summary['train_seconds']:4.0f} s of training: {describe(summary['test']['last'])}")
     print(
         f"\nEverything lies in {config.out} (curves.png, apart/perturbations.png, demo.json); "
-        "next: python train.py --amp --ffcv"
+        f"next: .venv/bin/python train.py --amp{' --ffcv' if loader == 'ffcv' else ''}"
     )

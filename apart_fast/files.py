@@ -11,6 +11,11 @@ from apart_fast.errors import UserError
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errno of a disk, quota or file size limit that is used up
 
+_NOT_THERE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+    *(errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG),
+}
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
@@ -39,7 +44,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         if error.errno in NO_ROOM:
             raise UserError(f"no space left for {path}: free some space or choose another folder") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in _NOT_THERE:
             raise UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written") from error
         raise
     finally:

@@ -56,7 +56,7 @@ def fold(model: nn.Module, sample: Tensor, amp: torch.dtype | None = None) -> nn
     _fold(folded, pairs)
     if not _agree(folded, sample, logits):
         folded = copy.deepcopy(model).eval().requires_grad_(False)
-    folded = folded.eval().to(memory_format=torch.channels_last)  # new layers come in training mode
+    folded = folded.to(memory_format=torch.channels_last)
     if amp is not None:
         keep_stem_precise(folded, sample)
         stem = find_stem(folded, sample)
@@ -104,7 +104,7 @@ def _watch(model: nn.Module, sample: Tensor) -> tuple[Tensor, dict[nn.Module, nn
 
 def _foldable_conv(module: nn.Module) -> bool:
     # a subclass may compute its weights; old-style weight and spectral norm take `weight` out of the parameters
-    plain = type(module) in (nn.Conv2d, _PRECISE[nn.Conv2d]) and "weight" in module._parameters
+    plain = type(module) in (nn.Conv2d, _PRECISE.get(nn.Conv2d)) and "weight" in module._parameters
     return plain and not module._forward_hooks
 
 
@@ -139,6 +139,7 @@ def _fold(model: nn.Module, pairs: dict[nn.Module, nn.Module]) -> None:
             conv.weight = nn.Parameter(conv.weight * scale[:, None, None, None], requires_grad=False)
             conv.bias = nn.Parameter(bias, requires_grad=False)
             model.set_submodule(name, nn.Identity())
+    model.eval()  # the new layers too
 
 
 @torch.no_grad()

@@ -36,36 +36,43 @@ class GraphedStep:
     def __call__(self, batch: Batch) -> None:
         if len(batch) != self._batch_size:
             self._step(batch)
-        elif self._done < WARM_UP:
-            self._warm_up(batch)
-        else:
-            if self._graph is None or not self._fits(batch):
-                self._capture(batch)
-            torch._foreach_copy_(
-                [getattr(self._static, name) for name in self._copied], [getattr(batch, name) for name in self._copied]
-            )
-            self._graph.replay()
+            return
+        if self._static is None:
+            self._make_static(batch)
+        self._take(batch)
+        if self._done < WARM_UP:
+            self._warm_up()
+            return
+        if self._graph is None:
+            self._capture()
+        self._graph.replay()
 
-    def _warm_up(self, batch: Batch) -> None:
-        # on the stream that will capture, as torch asks for
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            self._step(batch)
-        torch.cuda.current_stream().wait_stream(self._stream)
-        self._done += 1
-
-    def _fits(self, batch: Batch) -> bool:
-        # a tensor that is not copied (the resident images) must be the one that was captured
-        return all(
-            f.name in self._copied or getattr(batch, f.name) is getattr(self._static, f.name) for f in fields(Batch)
-        )
-
-    def _capture(self, batch: Batch) -> None:
+    def _make_static(self, batch: Batch) -> None:
         # what is as long as the batch changes from step to step; a longer tensor is the resident data set
         self._copied = [f.name for f in fields(Batch) if len(getattr(batch, f.name)) == self._batch_size]
         self._static = replace(batch, **{name: getattr(batch, name).clone() for name in self._copied})
+
+    def _take(self, batch: Batch) -> None:
+        for f in fields(Batch):
+            mine, new = getattr(self._static, f.name), getattr(batch, f.name)
+            if f.name not in self._copied and mine is not new:
+                raise ValueError(f"Batch.{f.name} is another tensor than in the first step")
+        torch._foreach_copy_(
+            [getattr(self._static, name) for name in self._copied], [getattr(batch, name) for name in self._copied]
+        )
+
+    def _warm_up(self) -> None:
+        # on the stream that will capture, as torch asks for, and on the same tensors: Triton looks at their alignment
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            self._step(self._static)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        self._done += 1
+
+    def _capture(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             self._graph.register_generator_state(generator)
-        with torch.cuda.graph(self._graph, stream=self._stream):
+        # thread_local: a loader's pinning thread may call CUDA meanwhile
+        with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
             self._step(self._static)

@@ -29,6 +29,7 @@ from apart_fast import apart as _apart
 from apart_fast import graph, kernels
 from apart_fast.errors import UserError
 from apart_fast.files import atomic_write
+from apart_fast.freezing import frozen
 from apart_fast.loaders import Batch
 from apart_fast.records import environment
 
@@ -301,7 +302,7 @@ def floor(apart: _apart.Apart, x: Tensor, labels: Tensor) -> None:
         p.grad = None
     for _ in range(apart.method.steps):
         x = x.detach().requires_grad_()
-        with _apart._frozen(apart._parameters):
+        with frozen(apart.model):
             torch.autograd.grad(apart._loss(x, labels)[0], x)
     x = x.detach().requires_grad_(apart.method.learned)
     apart._loss(x, labels)[0].backward()
@@ -316,7 +317,7 @@ def _as_graph(function: Callable[[], None]) -> Callable[[], None]:
             function()
     torch.cuda.current_stream().wait_stream(stream)
     captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured, stream=stream):
+    with torch.cuda.graph(captured, stream=stream, capture_error_mode="thread_local"):
         function()
     return captured.replay
 

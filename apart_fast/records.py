@@ -24,9 +24,11 @@ def environment() -> dict:
 
     cuda = torch.cuda.is_available()
     root = Path(__file__).resolve().parent.parent
-    git = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    try:
+        words = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:  # no git
+        commit = None
     return {
         "command": " ".join([Path(sys.executable).name, *sys.argv]),
         "python": platform.python_version(),
@@ -37,7 +39,7 @@ def environment() -> dict:
         "cuda": torch.version.cuda if cuda else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "commit": git.stdout.strip() or None,
+        "commit": commit,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -82,19 +84,25 @@ class RunFolder:
         self._metrics = path / "metrics.jsonl"
 
     @classmethod
-    def create(cls, config: TrainConfig) -> "RunFolder":
-        """A new folder with its configuration and environment.
+    def choose(cls, config: TrainConfig) -> "RunFolder":
+        """The folder of a new run; nothing is written yet.
 
         Raises:
-            UserError: the folder already holds a run, or cannot be written.
+            UserError: it already holds a run.
         """
         path = config.out or Path("runs") / f"{config.dataset}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
         if (path / "config.json").exists():
             raise UserError(f"{path} already holds a run: go on with --resume {path}, or choose another --out")
-        folder = cls(path)
-        atomic_write(path / "config.json", to_json(config))
-        atomic_write(path / "environment.json", to_json(environment()))
-        return folder
+        return cls(path)
+
+    def create(self, config: TrainConfig) -> None:
+        """Write the configuration and environment that make the folder a run.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        atomic_write(self.path / "config.json", to_json(config))
+        atomic_write(self.path / "environment.json", to_json(environment()))
 
     @classmethod
     def open(cls, path: Path) -> tuple["RunFolder", TrainConfig]:
@@ -114,8 +122,10 @@ class RunFolder:
             for name in ("data_dir", "out", "resume"):
                 values[name] = Path(values[name]) if values.get(name) else None
             values["points"] = tuple(values["points"]) if values.get("points") else None
-            return cls(path), TrainConfig(**values)
-        except (ValueError, TypeError) as error:
+            config = TrainConfig(**values)
+            config.check()
+            return cls(path), config
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{file} is damaged or of another version ({error}): start a new run") from error
 
     def append(self, record: dict) -> None:
@@ -130,13 +140,17 @@ class RunFolder:
         lines = []
         for line in self._metrics.read_text().splitlines():
             try:
-                lines.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(record, dict) and "epoch" in record:
+                lines.append(record)
         return lines
 
     def forget_after(self, epoch: int) -> None:
         """Drop the metrics of epochs after `epoch` (from 1): a resumed run writes them again."""
+        for leftover in self.path.glob(".*.tmp"):  # of a checkpoint during which the run was killed
+            leftover.unlink(missing_ok=True)
         kept = [line for line in self.metrics() if line["epoch"] <= epoch]
         atomic_write(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
 

@@ -23,8 +23,7 @@ class _Precise:
         return out.to(torch.get_autocast_dtype(device)) if autocast else out
 
 
-# one class each, made once: state_dict, isinstance and deepcopy work as before
-_PRECISE = {layer: type(f"Precise{layer.__name__}", (_Precise, layer), {}) for layer in _LAYERS}
+_PRECISE: dict[type, type] = {}  # class of a layer -> the same, precise
 
 
 def find_stem(model: nn.Module, sample: Tensor) -> nn.Module | None:
@@ -53,11 +52,13 @@ def keep_stem_precise(model: nn.Module, sample: Tensor) -> None:
     stem = find_stem(model, sample)
     if isinstance(stem, _Precise):
         return
-    if type(stem) not in _PRECISE:
+    if stem is None:
         warnings.warn(
             "found no first convolution to keep in float32: under mixed precision, check that a perturbation of "
             "eps/100 still reaches the network",
             stacklevel=2,
         )
         return
-    stem.__class__ = _PRECISE[type(stem)]
+    kind = type(stem)
+    # one class for each, made once: state_dict, isinstance and deepcopy work as before
+    stem.__class__ = _PRECISE.setdefault(kind, type(f"Precise{kind.__name__}", (_Precise, kind), {}))

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,8 +22,7 @@ from apart_fast.config import TrainConfig
 from apart_fast.errors import UserError
 from apart_fast.evaluation import evaluate
 from apart_fast.graph import GraphedStep
-from apart_fast.loaders import Batch, make_loader
-from apart_fast.loaders.datasets import Dataset, Split, load_dataset, subset, take_validation
+from apart_fast.loaders import Batch, Dataset, Split, fingerprint, load_dataset, make_loader, subset, take_validation
 from apart_fast.models import build_model
 from apart_fast.optim import SGD
 from apart_fast.readback import Readback
@@ -100,6 +99,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, folder: RunFolder, data: Dataset, state: dict | None = None):
         self.config, self.folder = config, folder
         self.device = pick_device(config.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # streams, graphs and events belong to the current device
         self.amp = AMP_DTYPES[config.amp_dtype] if config.amp else None
         # evaluation offers no float16: without loss scaling its input gradients underflow
         self.watch_amp = torch.bfloat16 if config.amp else None
@@ -109,6 +110,7 @@ class Trainer:
         train, self.val = split_training_data(config, data)
         self.probe = subset(self.val, min(config.probe_images, len(self.val)))
 
+        self.data_key = fingerprint(train)
         torch.manual_seed(config.seed)
         self.description = describe_model(config, train, data.classes)
         self.model = build_model(**self.description).to(self.device, memory_format=torch.channels_last)
@@ -159,7 +161,6 @@ class Trainer:
         self._signal: int | None = None
         if state is not None:
             self._load_state(state)
-        self.folder.forget_after(self.progress.epoch)
 
     # ---- the loop
 
@@ -171,6 +172,7 @@ class Trainer:
             Stopped: SIGTERM or Ctrl-C, after a checkpoint.
         """
         config = self.config
+        self.folder.forget_after(self.progress.epoch)
         with ExitStack() as stack:
             stack.enter_context(self._signals())
             stack.callback(self.loader.close)
@@ -184,9 +186,12 @@ class Trainer:
                 self.totals.zero_()
                 self.folder.append(record)
                 self._log_epoch(record)
-                if record["epoch"] % config.checkpoint_every == 0 or record["epoch"] == config.epochs:
+                due = record["epoch"] % config.checkpoint_every == 0 or record["epoch"] == config.epochs
+                if due or self._signal is not None:
                     self.save()
-            return self._finish()
+                if self._signal is not None:
+                    raise Stopped(self._signal, self.folder.path)
+        return self._finish()
 
     @property
     def global_step(self) -> int:
@@ -215,8 +220,9 @@ class Trainer:
                 bar.update()
                 if progress.step % self.config.log_every == 0:
                     self._show(bar, readback, (progress.step - first) / (time.perf_counter() - began))
-                if self._signal is not None:
+                if self._signal is not None and progress.step < len(self.loader):
                     progress.seconds += time.perf_counter() - began
+                    self._check_loss(self.totals[0].item())  # a stop must not replace a good checkpoint by NaN
                     self.save()
                     raise Stopped(self._signal, self.folder.path)
         loss, start_loss, correct, images = self.totals.tolist()  # waits for the device: once an epoch
@@ -274,6 +280,10 @@ class Trainer:
         return self.model if self.average is None else self.average.model
 
     def _judge(self, split: Split, attacks: tuple[str, ...], amp: torch.dtype | None, progress: bool = False):
+        with _plain_model(self.config.compile):
+            return self._evaluate(split, attacks, amp, progress)
+
+    def _evaluate(self, split: Split, attacks: tuple[str, ...], amp: torch.dtype | None, progress: bool):
         return evaluate(
             self.judged_model,
             split.images,
@@ -339,14 +349,14 @@ class Trainer:
         if not math.isfinite(total):
             raise UserError(
                 f"the loss became {total} in epoch {self.progress.epoch + 1}: lower --lr, or use bfloat16 or float32; "
-                f"the last good checkpoint in {self.folder.path} stays"
+                f"an earlier checkpoint in {self.folder.path} stays"
             )
 
     def _log_epoch(self, record: dict) -> None:
         for name, value in record.items():
             values = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
             for key, number in values.items():
-                self.writer.add_scalar(f"epoch/{key}", float(number), record["epoch"])
+                self.writer.add_scalar(f"epoch/{key}", float(number), self.global_step)  # purged with the steps
         words = [f"epoch {record['epoch']:>3}", f"loss {record['loss']:.3f}", f"acc {record['train_accuracy']:.1%}"]
         words += [f"{name} {record[name]:.4f}" for name in ("alpha", "alpha_omega") if name in record]
         words += [
@@ -425,6 +435,7 @@ class Trainer:
             "watch": asdict(self.watch),
             "totals": self.totals,
             "threads": torch.get_num_threads(),
+            "data": self.data_key,
             "rng": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -435,6 +446,11 @@ class Trainer:
     def _load_state(self, state: dict) -> None:
         if state.get("kind") != "training":
             raise UserError(f"{self.folder.last} holds weights only: resume needs the last.pt of a run")
+        if state["data"] != self.data_key:
+            raise UserError(
+                f"the training images are not those of the run in {self.folder.path}: omega belongs to its images; "
+                "bring them back, or start a new run"
+            )
         checkpoint.load_model(self.model, state["model"], self.folder.last)
         if (self.average is None) != (state["average"] is None):
             raise UserError(f"{self.folder.last} does not fit: --ema was {'off' if self.average else 'on'} in that run")
@@ -455,9 +471,11 @@ class Trainer:
 
     @contextmanager
     def _signals(self):
-        """Within: SIGTERM and Ctrl-C are noted and end the run after the step in hand."""
+        """Within: SIGTERM and Ctrl-C are noted and end the run after the step or validation in hand."""
 
         def note(signum, _frame):
+            if self._signal is not None:  # asked twice: at once
+                raise KeyboardInterrupt
             self._signal = signum
 
         before = {signum: signal.signal(signum, note) for signum in STOP_SIGNALS}
@@ -466,6 +484,11 @@ class Trainer:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+
+def _plain_model(compiled: bool):
+    """Within: a compiled model runs as it is; judging has batches of many sizes, each a compilation of its own."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def split_training_data(config: TrainConfig, data: Dataset) -> tuple[Split, Split]:
@@ -498,14 +521,21 @@ def train(config: TrainConfig) -> tuple[dict, Path]:
         UserError, Stopped: see `Trainer.run`.
     """
     state = None
-    if config.resume is not None:
-        folder, config = RunFolder.open(config.resume)
-        state = checkpoint.load(folder.last)
     config.check()
+    new = config.resume is None
+    if new:
+        folder = RunFolder.choose(config)
+    else:
+        folder, saved = RunFolder.open(config.resume)
+        config = config.resumed(saved)
+        if folder.last.exists():  # killed before the first checkpoint: from the beginning
+            state = checkpoint.load(folder.last)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     parse_eps(config.eps)
     pick_device(config.device)
     data = load_dataset(config.dataset, config.data_dir, download=config.download, progress=config.progress)
-    folder = folder if state is not None else RunFolder.create(config)
-    return Trainer(config, folder, data, state).run(), folder.path
+    trainer = Trainer(config, folder, data, state)
+    if new:
+        folder.create(config)  # last: what cannot run leaves no folder
+    return trainer.run(), folder.path

@@ -56,7 +56,7 @@ def main(config: Config) -> None:
                     test_images=1000,
                     val_every=3,
                     out=folder,
-                    resume=folder if (folder / "last.pt").is_file() else None,
+                    resume=folder if (folder / "config.json").is_file() else None,
                 )
                 train(settings)
             curves[name] = RunFolder(folder).metrics()

@@ -13,7 +13,7 @@ import torch
 from apart_fast.records import environment
 from benchmarks.interleave import Spread, Timings
 
-HEAD = ("what", "seconds", "compared with", "ratio [quartiles]", "ceiling", "share", "target")
+HEAD = ("what", "seconds", "faster than", "times [quartiles]", "ceiling", "share", "target")
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,22 @@ class _Replay:
         self._now += self._left.pop(0)
 
 
-ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+ROWS = pytest.StashKey[dict[str, list[tuple[str, ...]]]]()  # group -> rows
 
 
 def pytest_configure(config):
-    config.stash[ROWS] = []
+    config.stash[ROWS] = {}
 
 
 @pytest.fixture
 def record(request):
-    """record(timings, name, *rivals, group=...): one row of pytest-benchmark, one row of the table for each rival.
+    """record(timings, name, *rivals, group=..., note=...): a row of pytest-benchmark, a row of the table for each rival.
 
     pytest-benchmark times one function after another, so it cannot take turns; it is given the seconds of the rounds
     that `interleave` measured.
     """
 
-    def record(timings: Timings, name: str, *rivals: Rival, group: str, label: str | None = None) -> list[Spread]:
+    def record(timings: Timings, name: str, *rivals: Rival, group: str, note: str = "") -> list[Spread]:
         replay = _Replay(timings.seconds[name])
         request.node.add_marker(pytest.mark.benchmark(timer=replay.clock, group=group))
         benchmark = request.getfixturevalue("benchmark")
@@ -67,9 +67,10 @@ def record(request):
         ]
         if not benchmark.disabled:
             benchmark.pedantic(replay.run, rounds=len(timings.seconds[name]))
-        what, seconds = label or f"{name} ({group})", f"{timings.median(name):.4g}"
+        seconds = f"{timings.median(name):.4g}"
+        what = f"{name}, {note}" if note else name
         rows = [_row(what, seconds, r, s) for r, s in zip(rivals, spreads, strict=True)]
-        request.config.stash[ROWS] += rows or [(what, seconds, "", "", "", "", "")]
+        request.config.stash[ROWS].setdefault(group, []).extend(rows or [(what, seconds, *[""] * 5)])
         return spreads
 
     return record
@@ -89,20 +90,22 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    rows = config.stash[ROWS]
-    if not rows:
+    groups = config.stash[ROWS]
+    if not groups:
         return
-    lines = _table(rows)
+    lines = []
+    for group, rows in groups.items():
+        lines += ["", f"## {group}", "", *_table(rows)]
     terminalreporter.section("comparisons (seconds: median of a call)")
     for line in lines:
         terminalreporter.write_line(line)
     output = config.getoption("benchmark_json", None)
     if output is not None:
-        about = environment()
+        versions = {name: _version(name) for name in ("triton", "ffcv", "pytest-benchmark")}
+        about = environment() | versions | {"system": platform.platform()}
         notes = [f"- {name}: {value}" for name, value in about.items() if value is not None]
-        notes += [f"- triton: {_version('triton')}", f"- ffcv: {_version('ffcv')}", f"- system: {platform.platform()}"]
-        path = Path(output.name).with_suffix(".md")
-        path.write_text("\n".join([f"# {path.stem}", "", *notes, "", *lines, ""]))
+        path = (output if isinstance(output, Path) else Path(output.name)).with_suffix(".md")
+        path.write_text("\n".join([f"# {path.stem}", "", *notes, *lines, ""]))
         terminalreporter.write_line(f"written to {path}")
 
 

@@ -50,7 +50,7 @@ def _benchmarks(config: Config, out: Path) -> list[str]:
 def _training(name: str, *flags: str) -> Callable[[Config, Path], list[str]]:
     def command(config: Config, out: Path) -> list[str]:
         folder = out / name
-        if (folder / "last.pt").is_file():
+        if (folder / "config.json").is_file():
             return ["train.py", "--resume", str(folder)]
         loader = ["--ffcv"] if find_spec("ffcv") else []
         data = ["--data-dir", str(config.data_dir), "--out", str(folder)]

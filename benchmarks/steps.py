@@ -25,7 +25,7 @@ H, W, C, PADDING, EPS, CLASSES = 32, 32, 3, 4, 0.031, 10
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, and how often each step is timed.
+    """What is trained, and how often each step is timed (`measure_overhead`: twice as often).
 
     width: factor on the channels of PreActResNet-18; examples: size of the training set; amp: of all but `released`.
     """
@@ -173,7 +173,7 @@ def graphed(function: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-def _prepared(runs: dict[str, Callable[[], object]], device: str) -> dict[str, Callable[[], object]]:
+def prepared(runs: dict[str, Callable[[], object]], device: str) -> dict[str, Callable[[], object]]:
     return {name: graphed(run) if device == "cuda" else run for name, run in runs.items()}
 
 
@@ -190,7 +190,7 @@ def measure_overhead(setting: Setting) -> Timings:
     problem = make_problem(setting)
     floor = Floor(problem)
     runs = {"apart": engine_step(problem, "apart"), "apart + update": engine_step(problem, "apart", train=True)}
-    runs |= _prepared({"pass 1": floor.pass1, "pass 2": floor.pass2, "update": floor.update}, setting.device)
+    runs |= prepared({"pass 1": floor.pass1, "pass 2": floor.pass2, "update": floor.update}, setting.device)
     timings = interleave(runs, rounds=2 * setting.rounds, warm_up=_warm_up(setting), device=setting.device)
     passes = {"pass 1": 1, "pass 2": 1}
     return timings.with_sum("floor", passes).with_sum("floor + update", passes | {"update": 1})
@@ -205,7 +205,7 @@ def measure_rivals(setting: Setting) -> Timings:
     problem = make_problem(setting)
     floor = Floor(problem)
     runs = {name: engine_step(problem, name) for name in ("apart", "fgsm", "standard", "pgd-10")}
-    runs |= _prepared({"pass 1": floor.pass1, "pass 2": floor.pass2}, setting.device)
+    runs |= prepared({"pass 1": floor.pass1, "pass 2": floor.pass2}, setting.device)
     runs |= {"released bfloat16": released_step(problem, torch.bfloat16), "released float32": released_step(problem)}
     timings = interleave(runs, rounds=setting.rounds, warm_up=_warm_up(setting), device=setting.device)
     five, more = {"pass 1": 1, "pass 2": 1}, {"pass 1": 10, "pass 2": 1}

@@ -77,6 +77,8 @@ class Loader:
         """Yield the batches of epoch number `epoch` from step `start` on (0 = the whole epoch)."""
         if not 0 <= start <= len(self):
             raise ValueError(f"step {start} is outside the epoch's {len(self)} steps")
+        if start == len(self):  # a run that was stopped at the end of an epoch
+            return iter(())
         plan = EpochPlan(self.num_examples, self.seed, epoch, self.padding, self.flip, self.rank)
         return self._batches(plan, start * self.batch_size)
 

@@ -11,9 +11,17 @@ EPS = 8 / 255
 AMP = [torch.bfloat16, torch.float16]
 
 
+@pytest.fixture(autouse=True)
+def onednn():
+    """Mixed precision as it is in real runs (see conftest.py)."""
+    before = torch.backends.mkldnn.set_flags(True)
+    yield
+    torch.backends.mkldnn.set_flags(*before)
+
+
 def make(amp, method="apart", confident=1.0):
     torch.manual_seed(0)
-    model = build_model("preact_resnet18", 10, width=0.125)
+    model = build_model("preact_resnet18", 10, width=0.25)
     with torch.no_grad():
         model.linear.weight.mul_(confident)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16) if amp == torch.float16 else None

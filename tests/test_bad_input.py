@@ -197,6 +197,38 @@ def test_no_space_left_in_a_run(capsys, settings, tmp_path, full_disk):
     assert "free some space" in refuse(capsys, "train", *settings, "--out", tmp_path / "run")
 
 
+def test_what_cannot_start_leaves_no_run_behind(capsys, settings, tmp_path):
+    out = tmp_path / "run"
+    refuse(capsys, "train", *settings, "--out", out, "--points", "typo")
+    with pytest.raises(SystemExit) as end:
+        main(["train", *settings, "--epochs", "1", "--no-test", "--out", str(out)])
+    assert not end.value.code
+
+
+def test_resume_keeps_its_settings(capsys, trained):
+    line = refuse(capsys, "train", "--resume", trained, "--epochs", "9", "--lr", "0.3")
+    assert "leave out --epochs, --lr" in line
+
+
+def test_resume_on_other_images(capsys, trained, own_folder):
+    image = next((own_folder / "train" / "cross").iterdir())
+    Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(image)
+    assert "not those of the run" in refuse(capsys, "train", "--resume", trained, "--data-dir", own_folder)
+
+
+def test_out_that_is_a_file(capsys, settings, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "cannot write" in refuse(capsys, "train", *settings, "--out", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_evaluate_on_images_of_another_size(capsys, trained, tmp_path):
+    from conftest import draw_folder
+
+    other = draw_folder(tmp_path / "larger", size=16)
+    assert "has [16, 16, 3]" in refuse(capsys, "evaluate", trained / "last.pt", "--data-dir", other)
+
+
 def test_evaluate_refuses_other_data(capsys, trained, tmp_path):
     assert "no checkpoint at" in refuse(capsys, "evaluate", tmp_path / "none.pt")
 
@@ -205,3 +237,8 @@ def test_demo_spares_a_folder_of_other_things(capsys, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     assert "something other than a demo" in refuse(capsys, "demo", "--out", tmp_path)
     assert (tmp_path / "thesis.txt").exists()
+    (tmp_path / "thesis.txt").unlink()
+    (tmp_path / "my-run").mkdir()
+    (tmp_path / "my-run" / "config.json").write_text("{}")
+    assert "something other than a demo" in refuse(capsys, "demo", "--out", tmp_path)
+    assert (tmp_path / "my-run" / "config.json").exists()

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import sys
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from torch import nn
 
+from apart_fast import attacks
 from apart_fast.attacks import autoattack, is_correct, pgd
 from apart_fast.errors import UserError
 from apart_fast.evaluation import describe, evaluate, parse_attack, wilson
@@ -203,6 +205,179 @@ def test_pgd_asks_for_input_gradients_only():
         assert (pgd(model, x, labels, eps=EPS, step=EPS / 4, steps=2) - x).abs().max() > 0
 
 
+def test_pgd_restores_what_it_froze_also_after_an_exception():
+    class Fails(Linear):
+        def forward(self, x):
+            assert not any(p.requires_grad for p in self.parameters()) or not torch.is_grad_enabled()
+            if torch.is_grad_enabled():
+                raise RuntimeError("boom")
+            return super().forward(x)
+
+    images, labels = data(20)
+    model = Fails().eval()
+    model.linear.bias.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="boom"):
+        pgd(model, images / 255.0, labels, eps=EPS, step=EPS / 4, steps=2)
+    assert [p.requires_grad for p in model.parameters()] == [True, False]
+
+
+class Counting(Linear):
+    """Remembers the size of each batch that is differentiated, and of each that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.searched, self.judged = [], []
+
+    def forward(self, x):
+        (self.searched if torch.is_grad_enabled() else self.judged).append(len(x))
+        return super().forward(x)
+
+
+def test_fooled_images_take_no_further_steps():
+    images, labels = data()
+    settings = {"eps": EPS, "step": EPS / 4, "random_start": False}
+    x, model = images / 255.0, Counting().eval()
+    wrong = [int((~is_correct(model(x.permute(0, 3, 1, 2)), labels)).sum())]
+    for k in range(1, 8):
+        found = pgd(Linear().eval(), x, labels, steps=k, **settings)
+        wrong.append(int((~is_correct(model(found.permute(0, 3, 1, 2)), labels)).sum()))
+    assert wrong[0] < wrong[2] < wrong[-1]
+    # a step starts with a look at where it starts from: what the last step fooled is in it, and in no later one
+    standing = [len(images) - n for n in (wrong[0], *wrong[:-1])]
+    model.searched.clear()
+    pgd(model, x, labels, steps=8, **settings)
+    assert model.searched == standing
+    model.searched.clear()
+    pgd(model, x, labels, steps=8, batch_size=32, **settings)  # those that are left fill the batches
+    assert model.searched == [size for n in standing for size in [32] * (n // 32) + [n % 32] * (n % 32 > 0)]
+
+
+def test_pgd_does_not_depend_on_the_batch_size():
+    images, labels = data(60)
+    x, model = images / 255.0, Bumpy().eval()
+
+    def attack(**size):
+        settings = {"eps": 0.004, "step": 0.001, "steps": 3, "restarts": 3}
+        return pgd(model, x, labels, **settings, generator=torch.Generator().manual_seed(2), **size)
+
+    torch.testing.assert_close(attack(batch_size=7), attack(), rtol=0, atol=0.0021)  # a sign may tip by rounding
+    assert (attack(batch_size=7) != attack()).float().mean() < 0.01
+
+
+def test_evaluate_in_parts_is_evaluate_at_once(monkeypatch):
+    images, _ = data(100)
+    model = Bumpy()
+    with torch.no_grad():
+        labels = model(images.permute(0, 3, 1, 2) / 255).argmax(1)
+    settings = {"eps": 0.004, "attacks": ["clean", "fgsm", "pgd-3"], "batch_size": 8, "restarts": 2, "progress": False}
+    whole = evaluate(model, images, labels, **settings)
+    monkeypatch.setattr("apart_fast.evaluation._CHUNK_VALUES", 8 * 8 * 3 * 20)
+    parts = evaluate(model, images, labels, **settings)
+    assert [r.correct for r in whole.attacks.values()] == [r.correct for r in parts.attacks.values()]
+    assert whole.attacks["pgd-3"].correct < whole.attacks["clean"].correct
+
+
+def test_evaluate_attacks_only_what_the_model_gets_right(monkeypatch):
+    images, labels = data()
+    attacked = []
+    search = attacks.search
+    monkeypatch.setattr(attacks, "search", lambda m, x, y, **k: attacked.append(len(x)) or search(m, x, y, **k))
+    report = evaluate(Linear(), images, labels, attacks=["clean", "pgd-5"], progress=False)
+    assert attacked == [report.attacks["clean"].correct]
+    assert attacked[0] < len(images)
+
+
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_progress_ends_at_the_promised_number(restarts):
+    images, labels = data(50)
+    x, model = images / 255.0, Linear().eval()
+    ticks = []
+    settings = {"eps": EPS, "step": EPS / 4, "steps": 4, "restarts": restarts, "batch_size": 16}
+    seeds = attacks.draw_seeds(50, torch.Generator().manual_seed(0))
+    _, fooled = attacks.search(model, x, labels, seeds=seeds, progress=ticks.append, **settings)
+    assert 0 < fooled.sum() < 50
+    assert sum(ticks) == 50 * 4 * restarts
+
+
+class FooledByAutocast(Bumpy):
+    """Gets everything wrong in mixed precision, whatever the image."""
+
+    def forward(self, x):
+        return super().forward(x) * (-1 if torch.is_autocast_enabled("cpu") else 1)
+
+
+@pytest.mark.filterwarnings("ignore:found no first convolution")
+def test_what_only_mixed_precision_thinks_fooled_is_attacked_again():
+    images, _ = data(100)
+    model = FooledByAutocast()
+    with torch.no_grad():
+        labels = model(images.permute(0, 3, 1, 2) / 255).argmax(1)
+    settings = {"eps": 0.004, "attacks": ["clean", "pgd-3"], "progress": False}
+    plain, half = (evaluate(model, images, labels, amp=amp, **settings) for amp in (None, torch.bfloat16))
+    assert half.attacks["pgd-3"].correct == plain.attacks["pgd-3"].correct < 100
+
+
+class StandIn:
+    """What `torch.cuda` gives a graph, on the CPU: a replay computes from the captured buffers anew."""
+
+    def __init__(self, monkeypatch, fails=False):
+        self.captures = self.replays = 0
+        cuda = attacks.torch.cuda
+        self.fails, owner = fails, self
+
+        class Stream:
+            def wait_stream(self, other):
+                pass
+
+        class Graph:
+            def replay(self):
+                owner.replays += 1
+                self.step._moved.copy_(self.step._step(*self.step._buffers))
+
+        @contextmanager
+        def capture(graph, stream, capture_error_mode):
+            if owner.fails:
+                raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            owner.captures += 1
+            yield
+
+        for name, value in {
+            "Stream": Stream,
+            "current_stream": Stream,
+            "stream": lambda stream: nullcontext(),
+            "CUDAGraph": Graph,
+            "graph": capture,
+        }.items():
+            monkeypatch.setattr(cuda, name, value)
+
+        def make(model, images, size, batches, step, eps):
+            graphed = attacks._GraphedStep(attacks._Step(model, step, eps), images, size)
+            if graphed._graph is not None:
+                graphed._graph.step = graphed
+            return graphed
+
+        monkeypatch.setattr(attacks, "_make_step", make)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_replayed_steps_give_what_plain_steps_give(monkeypatch, fails):
+    images, labels = data(50)
+    x, model = images / 255.0, Linear().eval()
+    settings = {"eps": EPS, "step": EPS / 4, "steps": 6, "restarts": 2, "batch_size": 16}
+    plain = pgd(model, x, labels, generator=torch.Generator().manual_seed(0), **settings)
+    cuda = StandIn(monkeypatch, fails)
+    with pytest.warns(UserWarning, match="without a CUDA graph.*capturing$") if fails else nullcontext():
+        replayed = pgd(model, x, labels, generator=torch.Generator().manual_seed(0), **settings)
+    assert torch.equal(plain, replayed)
+    assert (cuda.captures, cuda.replays > 10) == ((0, False) if fails else (1, True))
+
+
+def test_the_cpu_never_touches_graphs(monkeypatch):
+    monkeypatch.setattr(attacks._GraphedStep, "__init__", lambda *args: pytest.fail("a graph on the CPU"))
+    images, labels = data(50)
+    evaluate(Linear(), images, labels, attacks=["pgd-20"], batch_size=2, progress=False)
+
+
 def test_pgd_on_a_single_image_and_none():
     images, labels = data(3)
     model = Linear().eval()
@@ -221,6 +396,7 @@ def test_pgd_on_a_single_image_and_none():
         ({"step": float("nan")}, "eps and step"),
         ({"steps": 0}, "at least 1 step"),
         ({"restarts": 0}, "1 restart"),
+        ({"batch_size": 0}, "batch size"),
         ({"restarts": 2, "random_start": False}, "all the same"),
     ],
 )

@@ -43,7 +43,7 @@ def fake_cuda(monkeypatch):
             pass
 
     @contextmanager
-    def capture(graph, stream):
+    def capture(graph, stream, capture_error_mode):
         capture.on = True
         yield
         capture.on = False

@@ -21,7 +21,7 @@ from apart_fast.trainer import Trainer
 def make_trainer(settings, folder, *more):
     config = tyro.cli(TrainConfig, args=[*settings, *more, "--out", str(folder)])
     data = load_dataset(config.dataset, config.data_dir, download=False, progress=False)
-    return Trainer(config, RunFolder.create(config), data)
+    return Trainer(config, RunFolder.choose(config), data)
 
 
 def seams(trainer):

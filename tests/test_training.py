@@ -74,12 +74,13 @@ def test_a_run_leaves_its_records(finished):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, torch
+torch.backends.mkldnn.set_flags(False)  # as in conftest.py
 from apart_fast import trainer
 from apart_fast.cli import main
 step = trainer.Trainer.step
 def deadly(self, batch):
-    if self.global_step == 9:  # in the middle of the second epoch
+    if self.global_step == int(os.environ["KILL_AT"]):
         os.kill(os.getpid(), signal.SIGKILL)
     step(self, batch)
 trainer.Trainer.step = deadly
@@ -87,17 +88,25 @@ main(sys.argv[1:])
 """
 
 
-def test_killed_in_mid_epoch_and_resumed_gives_the_same_bits(finished, settings, tmp_path):
+@pytest.mark.parametrize("at, epochs_done", [(9, 1), (2, None)])  # in the second epoch; before any checkpoint
+def test_killed_in_mid_epoch_and_resumed_gives_the_same_bits(finished, settings, tmp_path, at, epochs_done):
     out = tmp_path / "killed"
     words = ["train", *settings, "--ema", "0.9", "--out", str(out)]
-    done = subprocess.run([sys.executable, "-c", KILLED, *words], cwd=ROOT, capture_output=True, timeout=300)
+    environment = os.environ | {"KILL_AT": str(at)}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *words], cwd=ROOT, capture_output=True, timeout=300, env=environment
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert checkpoint.load(out / "last.pt")["progress"]["epoch"] == 1
+    assert (
+        checkpoint.load(out / "last.pt")["progress"]["epoch"] if (out / "last.pt").exists() else None
+    ) == epochs_done
+    (out / ".last.pt.killed.tmp").write_bytes(b"half a checkpoint")
     run("train", "--resume", out)
     assert_same_run(out, finished)
+    assert not list(out.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("stop, at", [(signal.SIGTERM, 8), (signal.SIGINT, 6)])
+@pytest.mark.parametrize("stop, at", [(signal.SIGTERM, 8), (signal.SIGINT, 6), (signal.SIGTERM, 11)])
 def test_a_signal_writes_a_checkpoint_and_resumes_in_mid_epoch(finished, settings, tmp_path, monkeypatch, stop, at):
     out, step = tmp_path / "stopped", Trainer.step
 
@@ -110,7 +119,7 @@ def test_a_signal_writes_a_checkpoint_and_resumes_in_mid_epoch(finished, setting
     run("train", *settings, "--ema", "0.9", "--out", out, code=128 + stop)
     monkeypatch.setattr(Trainer, "step", step)
     progress = checkpoint.load(out / "last.pt")["progress"]
-    assert (progress["epoch"], progress["step"]) == divmod(at + 1, 6)
+    assert (progress["epoch"], progress["step"]) == divmod(at + 1, 6)  # at the end of an epoch: after its validation
     run("train", "--resume", out)
     assert_same_run(out, finished)
 

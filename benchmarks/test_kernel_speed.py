@@ -1,0 +1,154 @@
+"""Kernels against a copy of as many bytes, against their twins, and against the twins through torch.compile."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from apart_fast.compiled import compiler_fault
+from apart_fast.kernels import KERNELS
+from benchmarks.conftest import Rival
+from benchmarks.interleave import interleave
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# on a GPU enough images that nothing stays in the cache
+BATCH, BLOCK_BATCH, CALLS, ROUNDS = (8192, 512, 20, 20) if DEVICE == "cuda" else (128, 128, 3, 9)
+H, W, C, P, EPS = 32, 32, 3, 4, 8 / 255
+PIXELS = BATCH * H * W * C
+BLOCK = (BLOCK_BATCH, 64, 32, 32)
+BLOCK_VALUES = BLOCK_BATCH * 64 * 32 * 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments of a kernel, and the bytes it has to move (its docstring says how many an element)."""
+
+    args: tuple
+    bytes: int
+    options: dict
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator(DEVICE).manual_seed(0)
+
+
+def _normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, device=DEVICE, generator=_generator()).to(dtype)
+
+
+def _scalar(value: float) -> torch.Tensor:
+    return torch.tensor(value, device=DEVICE)
+
+
+def _images() -> torch.Tensor:
+    return torch.rand(BATCH, H, W, C, device=DEVICE, generator=_generator())
+
+
+def _where() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = _generator()
+    offsets = torch.randint(0, 2 * P + 1, (BATCH, 2), device=DEVICE, generator=generator)
+    flips = torch.rand(BATCH, device=DEVICE, generator=generator) < 0.5
+    return torch.randperm(BATCH, device=DEVICE, generator=generator), offsets, flips
+
+
+def _store() -> torch.Tensor:
+    return _normal(BATCH, H + 2 * P, W + 2 * P, C).clamp(-1, 1).half()
+
+
+def _block(dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return _normal(*BLOCK, dtype=dtype).to(memory_format=torch.channels_last)
+
+
+def _start() -> Case:
+    indices, offsets, flips = _where()
+    images = (_images() * 255).to(torch.uint8)
+    memory = dict(store=_store(), indices=indices, scale=_scalar(0.01), eps=EPS)
+    return Case((images, indices, offsets, flips, P), PIXELS * (1 + 2 + 12), memory)
+
+
+def _step() -> Case:
+    d0 = 0.01 * _normal(BATCH, H, W, C)
+    return Case((_images(), d0, _normal(BATCH, H, W, C), _scalar(0.01), EPS), PIXELS * 17, {})
+
+
+def _finish() -> Case:
+    code = torch.randint(-1, 6, (BATCH, H, W, C), dtype=torch.int8, device=DEVICE, generator=_generator())
+    args = (_normal(BATCH, H, W, C), code, _store(), *_where(), P, _scalar(0.01), _scalar(0.01), EPS)
+    return Case(args, PIXELS * (4 + 1 + 2 * 2), {})
+
+
+def _projected_step() -> Case:
+    x = _images()
+    return Case((x, x.clone(), _normal(BATCH, H, W, C), 2 / 255, EPS), PIXELS * 16, {})
+
+
+def _signs() -> torch.Tensor:
+    return _block().sign().to(torch.int8)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "start": _start,
+    "step": _step,
+    "finish": _finish,
+    "capture_sign": lambda: Case((_block(),), BLOCK_VALUES * 3, {}),
+    "add_sign": lambda: Case((_block(), _signs(), _scalar(0.01)), BLOCK_VALUES * 5, {}),
+    "sign_dot": lambda: Case((_block(), _signs()), BLOCK_VALUES * 3, {}),
+    "projected_step": _projected_step,
+}
+
+
+def measure(name: str) -> tuple[dict[str, Callable], Case]:
+    """What can be called for a kernel, each checked against the twin: `kernel` (GPU), `twin`, `compiled twin`."""
+    kernel, case = KERNELS[name], CASES[name]()
+    found = {"twin": kernel.twin} | ({"kernel": kernel.function} if DEVICE == "cuda" else {})
+    if compiler_fault(torch.device(DEVICE)) is None:
+        found["compiled twin"] = torch.compile(kernel.twin, dynamic=False)
+    expected = _outputs(kernel.twin, case)
+    for what, function in dict(found).items():
+        try:
+            outputs = _outputs(function, case)
+        except Exception as error:  # whatever inductor cannot do
+            assert what == "compiled twin", f"{what} of {name} fails: {error}"
+            del found[what]
+            continue
+        for mine, theirs in zip(outputs, expected, strict=True):
+            assert _close(mine, theirs), f"{what} of {name} differs from its twin"
+    return found, case
+
+
+def _outputs(function: Callable, case: Case) -> list[torch.Tensor]:
+    """All that the call gives back, and a store that it alters."""
+    args, options = copy.deepcopy((case.args, case.options))
+    with torch.no_grad():
+        out = function(*args, **options)
+    out = [t for t in (out if isinstance(out, tuple) else (out,)) if t is not None]
+    return [*out, *(a for a in args if isinstance(a, torch.Tensor) and a.dtype == torch.float16)]
+
+
+def _close(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+    if mine.dtype == torch.int8:
+        return (mine != theirs).float().mean() < 1e-5  # a tie may round the other way
+    tolerance = {torch.bfloat16: 1e-2, torch.float16: 1e-3}.get(mine.dtype, 1e-4)
+    return torch.allclose(mine, theirs, rtol=tolerance, atol=tolerance * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernel(name, record):
+    found, case = measure(name)
+    source = torch.zeros(case.bytes // 2, dtype=torch.uint8, device=DEVICE)  # read once, written once
+    target = torch.empty_like(source)
+    runs = {what: lambda f=function: _call(f, case) for what, function in found.items()}
+    runs["copy"] = lambda: target.copy_(source)
+    timings = interleave(runs, rounds=ROUNDS, warm_up=2, calls=CALLS, device=DEVICE)
+    mine = "kernel" if DEVICE == "cuda" else "twin"
+    rivals = [Rival("copy", 1.0, 0.85 if DEVICE == "cuda" else None)]
+    rivals += [Rival(what) for what in ("twin", "compiled twin") if what in found and what != mine]
+    rate = case.bytes / timings.median(mine) / 1e9
+    record(timings, mine, *rivals, group=f"{name}, {case.bytes / 1e6:.0f} MB, {DEVICE}", note=f"{rate:.1f} GB/s")
+
+
+@torch.no_grad()
+def _call(function: Callable, case: Case) -> None:
+    function(*case.args, **case.options)
