@@ -108,6 +108,9 @@ class TrainConfig:
     progress: bool = True
     """Show progress bars (never shown where the output is not a terminal)."""
 
+    profile: bool = False
+    """Instead of training: time some steps, print a table of their phases, write profile.json and a Chrome trace."""
+
     # ---- records
     out: Path | None = None
     """Run folder. None: runs/<dataset>-<method>-<time>."""

@@ -13,7 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from apart_fast import checkpoint, pictures
+from apart_fast import checkpoint, pictures, profiling
 from apart_fast.apart import Apart
 from apart_fast.average import WeightAverage
 from apart_fast.collapse import CollapseWatch
@@ -110,7 +110,7 @@ class Trainer:
         train, self.val = split_training_data(config, data)
         self.probe = subset(self.val, min(config.probe_images, len(self.val)))
 
-        self.data_key = fingerprint(train)
+        self.data_key = fingerprint(data.train)
         torch.manual_seed(config.seed)
         self.description = describe_model(config, train, data.classes)
         self.model = build_model(**self.description).to(self.device, memory_format=torch.channels_last)
@@ -515,7 +515,8 @@ def describe_model(config: TrainConfig, train: Split, classes: list[str]) -> dic
 
 
 def train(config: TrainConfig) -> tuple[dict, Path]:
-    """Train as configured, or go on with `config.resume`; returns (summary, run folder).
+    """Train as configured, or go on with `config.resume`; returns (summary, run folder). With `config.profile`:
+    only measure, and return an empty summary.
 
     Raises:
         UserError, Stopped: see `Trainer.run`.
@@ -538,4 +539,7 @@ def train(config: TrainConfig) -> tuple[dict, Path]:
     trainer = Trainer(config, folder, data, state)
     if new:
         folder.create(config)  # last: what cannot run leaves no folder
+    if config.profile:
+        profiling.run(trainer)
+        return {}, folder.path
     return trainer.run(), folder.path

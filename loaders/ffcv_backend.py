@@ -85,7 +85,11 @@ class _Writer(DatasetWriter):
         allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
         allocations, done = SimpleQueue(), Value(ctypes.c_uint64, 0)
         with tqdm(
-            total=num_samples, desc="converting for FFCV", unit="img", mininterval=0.5, disable=not self.progress
+            total=num_samples,
+            desc="converting for FFCV",
+            unit="img",
+            mininterval=0.5,
+            disable=None if self.progress else True,
         ) as bar:
             work = _Chunks(queue_content, bar)
             worker_args = (self.metadata_sm, self.metadata_type, self.fields, allocator, done, allocations)

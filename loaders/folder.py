@@ -95,7 +95,9 @@ def _decode(files: list[os.DirEntry], progress: bool) -> np.ndarray:
     """uint8 [N, H, W, C]."""
     # one thread: small images cost mostly Python's own time, and threads made it half as fast
     images, colour = None, False
-    for i, file in enumerate(tqdm(files, "decoding images", unit="img", mininterval=0.5, disable=not progress)):
+    for i, file in enumerate(
+        tqdm(files, "decoding images", unit="img", mininterval=0.5, disable=None if progress else True)
+    ):
         image, has_colour = _decode_one(file.path)
         if images is None:
             images = np.empty((len(files), *image.shape), dtype=np.uint8)
