@@ -126,7 +126,7 @@ def _gradient_attack(job: _Job, name: str, *, steps: int, step: float, restarts:
         for rows in job.right.split(chunk):
             images, labels = job.load(rows)
             mine = None if seeds is None else seeds[rows]
-            # a cache of cast weights would not outlive the capture of a graph
+            # without its cache: cast weights in it would be freed before a graph that reads them
             autocast = torch.autocast(job.device.type, job.amp, cache_enabled=False) if job.amp else nullcontext()
             with autocast:
                 found, fooled = _attacks.search(job.folded, images, labels, seeds=mine, progress=bar.update, **settings)

@@ -52,9 +52,11 @@ def fold(model: nn.Module, sample: Tensor, amp: torch.dtype | None = None) -> nn
         folded = copy.deepcopy(model).eval().requires_grad_(False)
     except (RuntimeError, TypeError):  # a tensor inside that is no leaf, a lock, a file, ...
         return model
-    logits, pairs = _watch(folded, sample)
-    _fold(folded, pairs)
-    if not _agree(folded, sample, logits):
+    with torch.autocast(sample.device.type, enabled=False):  # half precision could not tell a wrong fold
+        logits, pairs = _watch(folded, sample)
+        _fold(folded, pairs)
+        agrees = _agree(folded, sample, logits)
+    if not agrees:
         folded = copy.deepcopy(model).eval().requires_grad_(False)
     folded = folded.to(memory_format=torch.channels_last)
     if amp is not None:

@@ -304,7 +304,8 @@ class Trainer:
             probe = self._judge(self.probe, ("pgd-10",), self.watch_amp)
             accuracy = probe.attacks["pgd-10"].accuracy
             record["probe_pgd10"] = accuracy
-            if self.watch.update(epoch, accuracy):
+            # ordinary training has no robustness to lose
+            if self.apart.method.steps and self.watch.update(epoch, accuracy):
                 tqdm.write(
                     f"warning: collapsed at epoch {epoch}: PGD-10 probe {accuracy:.1%} after {self.watch.best:.1%}; "
                     "the best checkpoint is from before"

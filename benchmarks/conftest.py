@@ -50,7 +50,7 @@ def pytest_configure(config):
 
 @pytest.fixture
 def record(request):
-    """record(timings, name, *rivals, group=..., note=...): a row of pytest-benchmark, a row of the table for each rival.
+    """record(timings, name, *rivals, group=..., note=...): a row of pytest-benchmark, one of the table for each rival.
 
     pytest-benchmark times one function after another, so it cannot take turns; it is given the seconds of the rounds
     that `interleave` measured.

@@ -287,6 +287,26 @@ def test_evaluate_attacks_only_what_the_model_gets_right(monkeypatch):
     assert attacked[0] < len(images)
 
 
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_evaluate_attacks_a_folded_copy(monkeypatch, amp):
+    torch.manual_seed(0)
+    model = build_model("preact_resnet18", 2, width=0.0625)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(0.5, 2)
+    images, _ = data(20)
+    with torch.no_grad():
+        labels = model.eval()(images.permute(0, 3, 1, 2) / 255).argmax(1)
+    attacked = []
+    search = attacks.search
+    monkeypatch.setattr(attacks, "search", lambda m, *args, **k: attacked.append(m) or search(m, *args, **k))
+    evaluate(model, images, labels, attacks=["fgsm", "pgd-2"], amp=amp, progress=False)
+    folded = [m for m in attacked if m is not model]
+    assert len(folded) == 2
+    assert folded[0] is folded[1]  # folded once
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded[0].modules())
+
+
 @pytest.mark.parametrize("restarts", [1, 3])
 def test_progress_ends_at_the_promised_number(restarts):
     images, labels = data(50)

@@ -67,6 +67,17 @@ def test_folded_copy_gives_the_same_logits_and_input_gradients(name, options, fo
     assert torch.equal(mine.argmax(1), logits.argmax(1))
 
 
+def test_folding_under_autocast_is_the_same():
+    model = lively(built("preact_resnet18", width=0.125)).eval()
+    x = pixels(2, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = fold(model, x)
+    outside = fold(model, x)
+    assert kinds(inside) == kinds(outside)
+    assert all(torch.equal(a, b) for a, b in zip(inside.buffers(), outside.buffers(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(inside.parameters(), outside.parameters(), strict=True))
+
+
 def test_float32_predictions_stay():
     model = lively(built("preact_resnet18", width=0.25)).eval()
     x = pixels(64, torch.float32)
