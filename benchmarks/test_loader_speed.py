@@ -91,7 +91,7 @@ def passes(loaders, split):
             pass
 
     runs = {name: lambda name=name: one_pass(name) for name in loaders}
-    return interleave(runs | {PLAIN: plain_pass}, rounds=5)
+    return interleave(runs | {PLAIN: plain_pass}, rounds=9)
 
 
 def check_equal_batches(loaders) -> None:
