@@ -85,8 +85,16 @@ def _row(what: str, seconds: str, rival: Rival, ratio: Spread) -> tuple[str, ...
     return what, seconds, rival.name, str(ratio), ceiling, share, target
 
 
-def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info["apart_fast"] = environment() | {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    output_json["environment"] = _environment()
+
+
+def _environment() -> dict[str, str | int]:
+    """Machine, versions and command (pytest-benchmark compares its `machine_info`, where the command must not be)."""
+    versions = {name: _version(name) for name in ("triton", "ffcv", "pytest-benchmark")}
+    about = environment() | versions | {"vector unit": torch.backends.cpu.get_cpu_capability()}
+    about["system"] = platform.platform()
+    return {name: value for name, value in about.items() if value is not None}
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -101,9 +109,7 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(line)
     output = config.getoption("benchmark_json", None)
     if output is not None:
-        versions = {name: _version(name) for name in ("triton", "ffcv", "pytest-benchmark")}
-        about = environment() | versions | {"system": platform.platform()}
-        notes = [f"- {name}: {value}" for name, value in about.items() if value is not None]
+        notes = [f"- {name}: {value}" for name, value in _environment().items()]
         path = (output if isinstance(output, Path) else Path(output.name)).with_suffix(".md")
         path.write_text("\n".join([f"# {path.stem}", "", *notes, *lines, ""]))
         terminalreporter.write_line(f"written to {path}")
