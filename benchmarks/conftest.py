@@ -86,14 +86,14 @@ def _row(what: str, seconds: str, rival: Rival, ratio: Spread) -> tuple[str, ...
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    output_json["environment"] = _environment()
+    output_json["environment"] = _environment(config)
 
 
-def _environment() -> dict[str, str | int]:
+def _environment(config) -> dict[str, str | int]:
     """Machine, versions and command (pytest-benchmark compares its `machine_info`, where the command must not be)."""
     versions = {name: _version(name) for name in ("triton", "ffcv", "pytest-benchmark")}
     about = environment() | versions | {"vector unit": torch.backends.cpu.get_cpu_capability()}
-    about["system"] = platform.platform()
+    about |= {"system": platform.platform(), "command": " ".join(["python -m pytest", *config.invocation_params.args])}
     return {name: value for name, value in about.items() if value is not None}
 
 
@@ -109,7 +109,7 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(line)
     output = config.getoption("benchmark_json", None)
     if output is not None:
-        notes = [f"- {name}: {value}" for name, value in _environment().items()]
+        notes = [f"- {name}: {value}" for name, value in _environment(config).items()]
         path = (output if isinstance(output, Path) else Path(output.name)).with_suffix(".md")
         path.write_text("\n".join([f"# {path.stem}", "", *notes, *lines, ""]))
         terminalreporter.write_line(f"written to {path}")
