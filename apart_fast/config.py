@@ -6,7 +6,7 @@ from typing import Literal
 
 from apart_fast.errors import UserError
 
-MOVABLE = ("data_dir", "device", "workers", "progress", "out", "download")  # what a resumed run may set anew
+MOVABLE = ("data_dir", "download", "device", "workers", "progress")  # what a resumed run may set anew
 
 
 @dataclass
@@ -115,8 +115,8 @@ class TrainConfig:
     out: Path | None = None
     """Run folder. None: runs/<dataset>-<method>-<time>."""
     resume: Path | None = None
-    """Go on with the run in this folder, from its last checkpoint. Its settings hold; only --data-dir, --device,
-    --workers and --progress may differ."""
+    """Go on with the run in this folder, from its last checkpoint. Its settings hold; only --data-dir,
+    --download, --device, --workers and --progress may differ."""
     checkpoint_every: int = 1
     """Epochs between checkpoints of the whole state (also written on SIGTERM and Ctrl-C)."""
 

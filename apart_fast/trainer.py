@@ -401,13 +401,9 @@ class Trainer:
                 summary["test"]["best"] = summary["test"]["last"]
         self.folder.write("summary.json", summary)
         pictures.curves({self.apart.method.name: records}, self.folder.path / "curves.png")
-        pictures.perturbations(
-            self.judged_model,
-            subset(self.val, min(8, len(self.val))),
-            self.classes,
-            self.eval_eps,
-            self.folder.path / "perturbations.png",
-        )
+        shown, path = subset(self.val, min(8, len(self.val))), self.folder.path / "perturbations.png"
+        with _plain_model(config.compile):
+            pictures.perturbations(self.judged_model, shown, self.classes, self.eval_eps, path)
         return summary
 
     # ---- checkpoints

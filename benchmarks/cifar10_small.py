@@ -46,7 +46,7 @@ def main(config: Config) -> None:
             name = f"{method}-{seed}"
             folder = config.runs / name
             if not (folder / "summary.json").is_file():
-                settings = TrainConfig(
+                new = TrainConfig(
                     data_dir=config.data_dir,
                     method=method,
                     seed=seed,
@@ -56,9 +56,9 @@ def main(config: Config) -> None:
                     test_images=1000,
                     val_every=3,
                     out=folder,
-                    resume=folder if (folder / "config.json").is_file() else None,
                 )
-                train(settings)
+                begun = (folder / "config.json").is_file()
+                train(TrainConfig(data_dir=config.data_dir, resume=folder) if begun else new)
             curves[name] = RunFolder(folder).metrics()
             summary = json.loads((folder / "summary.json").read_text())
             last = summary["test"]["last"]["attacks"]

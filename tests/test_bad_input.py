@@ -208,6 +208,7 @@ def test_what_cannot_start_leaves_no_run_behind(capsys, settings, tmp_path):
 def test_resume_keeps_its_settings(capsys, trained):
     line = refuse(capsys, "train", "--resume", trained, "--epochs", "9", "--lr", "0.3")
     assert "leave out --epochs, --lr" in line
+    assert "leave out --out" in refuse(capsys, "train", "--resume", trained, "--out", trained.parent / "elsewhere")
 
 
 def test_resume_on_other_images(capsys, trained, own_folder):
