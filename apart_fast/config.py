@@ -119,6 +119,8 @@ class TrainConfig:
     --download, --device, --workers and --progress may differ."""
     checkpoint_every: int = 1
     """Epochs between checkpoints of the whole state (also written on SIGTERM and Ctrl-C)."""
+    keep_weights: int = 0
+    """Keep the weights of every so many epochs as weights/epoch-0007.pt, for `apart-fast analyze`. 0: none."""
 
     def check(self) -> None:
         """Refuse values that make no sense.
@@ -131,7 +133,7 @@ class TrainConfig:
         bounds = dict(
             epochs=1, cycle=1, batch_size=1, width=0.01, val_every=1, log_every=1, checkpoint_every=1, lr=0, eta=0,
             weight_decay=0, step_decay=0, padding=0, val_images=1, probe_images=0, ema=0, label_smoothing=0,
-            train_images=1, test_images=1, workers=0, threads=1,
+            train_images=1, test_images=1, workers=0, threads=1, keep_weights=0,
         )  # fmt: skip
         for name, low in bounds.items():
             value = getattr(self, name)

@@ -83,6 +83,10 @@ class RunFolder:
         self.last, self.best = path / "last.pt", path / "best.pt"
         self._metrics = path / "metrics.jsonl"
 
+    def weights(self, epoch: int) -> Path:
+        """Where the weights after `epoch` (from 1) lie, if they are kept."""
+        return self.path / "weights" / f"epoch-{epoch:04d}.pt"
+
     @classmethod
     def choose(cls, config: TrainConfig) -> "RunFolder":
         """The folder of a new run; nothing is written yet.

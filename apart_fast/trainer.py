@@ -186,6 +186,10 @@ class Trainer:
                 self.totals.zero_()
                 self.folder.append(record)
                 self._log_epoch(record)
+                if config.keep_weights and record["epoch"] % config.keep_weights == 0:
+                    checkpoint.save(
+                        self.folder.weights(record["epoch"]), self._weights(self.judged_model, record["epoch"])
+                    )
                 due = record["epoch"] % config.checkpoint_every == 0 or record["epoch"] == config.epochs
                 if due or self._signal is not None:
                     self.save()
