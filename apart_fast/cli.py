@@ -1,9 +1,11 @@
-"""The command line: `apart-fast train | evaluate | demo`, and `python train.py`."""
+"""The command line: `apart-fast train | evaluate | analyze | report | demo`, and `python train.py`."""
 
+import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Union
 
 import torch
 import tyro
@@ -18,6 +20,7 @@ from apart_fast.evaluation import describe
 from apart_fast.files import NO_ROOM, atomic_write
 from apart_fast.loaders import load_dataset, subset
 from apart_fast.models import build_model
+from apart_fast.recipes import RECIPES
 from apart_fast.records import environment, to_json
 from apart_fast.trainer import Stopped, pick_device
 from apart_fast.units import parse_eps
@@ -110,7 +113,8 @@ def evaluate(config: EvaluateConfig) -> None:
     print(f"report: {out}")
 
 
-COMMANDS: dict[str, tuple[type, Callable]] = {
+# name -> (settings, what runs with them), or a group of them: (help, such a table)
+COMMANDS: dict[str, tuple] = {
     "train": (TrainConfig, train),
     "evaluate": (EvaluateConfig, evaluate),
     "demo": (DemoConfig, demo),
@@ -142,16 +146,48 @@ def guarded(command: Callable[[], None]) -> int:
 
 def train_command(args: list[str] | None = None) -> None:
     """`python train.py`."""
-    config = tyro.cli(TrainConfig, args=args, prog="train.py" if args is None else None)
+    config = tyro.cli(TrainConfig, args=args, default=_train_defaults(args), prog="train.py" if args is None else None)
     sys.exit(guarded(lambda: train(config)))
 
 
 def main(args: list[str] | None = None) -> None:
     """`apart-fast`."""
-    configs = {name: config for name, (config, _) in COMMANDS.items()}
-    config = tyro.extras.subcommand_cli_from_dict(configs, args=args, prog="apart-fast")
-    run = next(run for kind, run in COMMANDS.values() if isinstance(config, kind))
+    kinds = _union(COMMANDS, _train_defaults(args))
+    config = tyro.cli(kinds, args=args, prog="apart-fast", description="Fast adversarial training.")
+    run = next(run for kind, run in _leaves(COMMANDS) if isinstance(config, kind))
     sys.exit(guarded(lambda: run(config)))
+
+
+def _train_defaults(args: list[str] | None) -> TrainConfig:
+    """The settings that the recipe named in `args` starts from."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--recipe")
+    try:
+        recipe = parser.parse_known_args(args)[0].recipe
+    except argparse.ArgumentError:  # tyro says what is wrong
+        recipe = None
+    return TrainConfig.of(recipe) if recipe in RECIPES else TrainConfig()
+
+
+def _union(table: dict[str, tuple], default: TrainConfig):
+    """The type that tyro makes subcommands of."""
+    kinds = []
+    for name, (first, second) in table.items():
+        if isinstance(second, dict):
+            kinds.append(Annotated[_union(second, default), tyro.conf.subcommand(name, description=first)])
+        elif first is TrainConfig:
+            kinds.append(Annotated[first, tyro.conf.subcommand(name, default=default)])
+        else:
+            kinds.append(Annotated[first, tyro.conf.subcommand(name)])
+    return Union[tuple(kinds)]  # noqa: UP007  (made at run time)
+
+
+def _leaves(table: dict[str, tuple]) -> Iterator[tuple[type, Callable]]:
+    for first, second in table.values():
+        if isinstance(second, dict):
+            yield from _leaves(second)
+        else:
+            yield first, second
 
 
 if __name__ == "__main__":

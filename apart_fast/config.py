@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from apart_fast.errors import UserError
+from apart_fast.recipes import RECIPES
 
 MOVABLE = ("data_dir", "download", "device", "workers", "progress")  # what a resumed run may set anew
 
@@ -15,6 +16,9 @@ class TrainConfig:
 
     The defaults are the released hyper-parameters of APART on CIFAR-10: PreActResNet-18, batch 128, 30 epochs.
     """
+
+    recipe: Literal["paper", "long", "strong", "small", "demo"] = "paper"
+    """Preset that the other flags start from (apart_fast/recipes.py); paper: the released settings."""
 
     # ---- data
     dataset: str = "cifar10"
@@ -84,7 +88,8 @@ class TrainConfig:
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     """What --amp computes in; float16 comes with loss scaling."""
     compile: bool = False
-    """Compile the model with torch's inductor; needs a C++ compiler on the CPU. The block points stay."""
+    """Compile the model with torch's inductor (minutes, once). The block points stay. On a CPU it needs a C++
+    compiler, and made steps slower in our measurements."""
     graph: bool | None = None
     """Replay each step as one CUDA graph. None: on a GPU."""
     device: str | None = None
@@ -122,6 +127,11 @@ class TrainConfig:
     keep_weights: int = 0
     """Keep the weights of every so many epochs as weights/epoch-0007.pt, for `apart-fast analyze`. 0: none."""
 
+    @classmethod
+    def of(cls, recipe: str, **settings) -> "TrainConfig":
+        """The settings of a recipe, with `settings` in place of its own."""
+        return cls(**{"recipe": recipe, **RECIPES[recipe], **settings})
+
     def check(self) -> None:
         """Refuse values that make no sense.
 
@@ -151,8 +161,10 @@ class TrainConfig:
         Raises:
             UserError: `self` sets something that a resumed run cannot change.
         """
-        fresh = TrainConfig()
+        fresh = TrainConfig.of(self.recipe)
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(fresh, f.name)}
+        if self.recipe not in (saved.recipe, "paper"):
+            given["recipe"] = self.recipe
         given.pop("resume")
         changed = [name for name in given if name not in MOVABLE and given[name] != getattr(saved, name)]
         if changed:

@@ -12,10 +12,10 @@ from apart_fast.errors import UserError
 from apart_fast.evaluation import describe
 from apart_fast.files import atomic_write
 from apart_fast.methods import get_method
+from apart_fast.precision import has_bfloat16
 from apart_fast.records import RunFolder, environment, to_json
-from apart_fast.trainer import train
+from apart_fast.trainer import pick_device, train
 
-EPOCHS = 9
 METHODS = ("apart", "standard")
 MADE = {*METHODS, "curves.png", "demo.json"}  # all that a demo leaves in its folder
 
@@ -47,23 +47,12 @@ def run(config: DemoConfig) -> None:
         raise UserError(f"{config.out} holds something other than a demo: choose another --out")
     shutil.rmtree(config.out, ignore_errors=True)
 
-    base = TrainConfig(
-        dataset="fashion-mnist",
-        data_dir=config.data_dir,
-        loader=loader,
-        width=0.25,
-        train_images=6000,
-        val_images=500,
-        test_images=1000,
-        amp=True,
-        probe_images=128,
-        val_every=3,
-    )
-    summaries = {}
+    base = TrainConfig.of("demo", data_dir=config.data_dir, loader=loader, amp=has_bfloat16(pick_device(None)))
+    summaries, precision = {}, "bfloat16" if base.amp else "float32"
     for method in METHODS:
         # the same time for both: epochs in the inverse ratio of a step's passes, 5 and 3
-        epochs = round(EPOCHS * get_method("apart").passes / get_method(method).passes)
-        print(f"\n{method}: {epochs} epochs of {base.train_images} images, {loader} loader, bfloat16")
+        epochs = round(base.epochs * get_method("apart").passes / get_method(method).passes)
+        print(f"\n{method}: {epochs} epochs of {base.train_images} images, {loader} loader, {precision}")
         out = config.out / method
         summaries[method], _ = train(replace(base, method=method, epochs=epochs, cycle=epochs, out=out))
 
@@ -75,5 +64,5 @@ def run(config: DemoConfig) -> None:
         print(f"  {method:<9} {summary['train_seconds']:4.0f} s of training: {describe(summary['test']['last'])}")
     print(
         f"\nEverything lies in {config.out} (curves.png, apart/perturbations.png, demo.json); "
-        f"next: .venv/bin/python train.py --amp{' --ffcv' if loader == 'ffcv' else ''}"
+        f"next: .venv/bin/python train.py{' --amp' if base.amp else ''}{' --ffcv' if loader == 'ffcv' else ''}"
     )

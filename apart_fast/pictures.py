@@ -1,11 +1,15 @@
 """Pictures of a run, as PNG: curves over the epochs, and what the perturbations look like."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import nn
 
 from apart_fast import kernels
@@ -23,34 +27,75 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format=path.suffix[1:], dpi=120)
 
 
-def curves(runs: Mapping[str, list[dict]], path: Path) -> None:
-    """Loss, accuracies and step sizes over the epochs; `runs`: name -> lines of metrics.jsonl."""
+@dataclass(frozen=True)
+class Curve:
+    """A key of metrics.jsonl over the epochs: what it is called, and its format string of matplotlib."""
+
+    key: str
+    label: str
+    style: str = "-"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share their axes; `shares`: the values are shares of one, drawn from 0 to 100 %."""
+
+    title: str
+    curves: tuple[Curve, ...]
+    shares: bool = False
+
+
+PANELS = (
+    Panel("training loss", (Curve("loss", "perturbed"), Curve("start_loss", "at the start", ":"))),
+    Panel(
+        "validation accuracy",
+        (
+            Curve("val_clean", "clean", "s--"),
+            Curve("val_pgd20", "PGD-20", "o-"),
+            Curve("probe_pgd10", "PGD-10 probe", ":"),
+        ),
+        shares=True,
+    ),
+    Panel("learned step sizes", (Curve("alpha", "alpha"), Curve("alpha_omega", "alpha_omega", "--"))),
+)
+
+
+def points(records: Sequence[dict], key: str) -> list[tuple[int, float]]:
+    """(epoch, value) of the lines of metrics.jsonl that hold a number under `key`."""
+    return [(r["epoch"], r[key]) for r in records if isinstance(r.get(key), int | float)]
+
+
+def dress(axes: Axes, *, shares: bool = False) -> None:
+    """What all axes over the epochs have in common."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    if shares:
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def curves_figure(runs: Mapping[str, list[dict]]) -> Figure:
+    """Loss, accuracies and step sizes over the epochs, a colour for each run; `runs`: see `curves`."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    loss, accuracy, sizes = figure.subplots(1, 3)
-    for colour, (name, records) in zip(COLOURS, runs.items(), strict=False):
-
-        def draw(axes, key, style, label, records=records, colour=colour):
-            points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=3)
-
-        draw(loss, "loss", "-", f"{name} (perturbed)")
-        draw(loss, "start_loss", ":", f"{name} (at the start)")
-        draw(accuracy, "val_clean", "s--", f"{name} clean")
-        draw(accuracy, "val_pgd20", "o-", f"{name} PGD-20")
-        draw(accuracy, "probe_pgd10", ":", f"{name} PGD-10 probe")
-        draw(sizes, "alpha", "-", f"{name} alpha")
-        draw(sizes, "alpha_omega", "--", f"{name} alpha_omega")
-    loss.set(title="training loss", xlabel="epoch")
-    accuracy.set(title="validation accuracy", xlabel="epoch", ylim=(0, 1))
-    sizes.set(title="learned step sizes", xlabel="epoch")
-    for axes in (loss, accuracy, sizes):
-        axes.grid(alpha=0.3)
+    for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        for colour, (name, records) in zip(cycle(COLOURS), runs.items(), strict=False):
+            for curve in panel.curves:
+                if line := points(records, curve.key):
+                    label = f"{name}: {curve.label}"
+                    axes.plot(*zip(*line, strict=True), curve.style, color=colour, label=label, markersize=3)
+        axes.set_title(panel.title)
+        dress(axes, shares=panel.shares)
         if axes.has_data():
             axes.legend(fontsize=7)
         else:
             axes.text(0.5, 0.5, "none in this run", ha="center", transform=axes.transAxes)
-    save_figure(figure, path)
+    return figure
+
+
+def curves(runs: Mapping[str, list[dict]], path: Path) -> None:
+    """Write `curves_figure`; `runs`: name -> lines of metrics.jsonl."""
+    save_figure(curves_figure(runs), path)
 
 
 def perturbations(model: nn.Module, split: Split, classes: list[str], eps: float, path: Path) -> None:

@@ -30,6 +30,7 @@ from apart_fast import graph, kernels
 from apart_fast.errors import UserError
 from apart_fast.files import atomic_write
 from apart_fast.freezing import frozen
+from apart_fast.interleave import Spread, spread
 from apart_fast.loaders import Batch
 from apart_fast.records import environment
 
@@ -43,21 +44,6 @@ STEPS = {"cpu": 10, "cuda": 50}  # timed steps: enough for a median, in about a 
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrix product that gives the peak
 _FLOOR_WARM_UP = 2
 _PEAK_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median of repeated measurements, and the quartiles below and above it."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> "Spread":
-        """Of at least one value."""
-        low, median, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75]).double())
-        return cls(float(median), float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -144,8 +130,8 @@ class ProfileReport:
         return "\n".join([*lines, "", *(f"{name:<22}  {text}" for name, text in rows.items())])
 
 
-def _ms(spread: Spread) -> str:
-    return f"{spread.median * 1e3:.2f} ms [{spread.low * 1e3:.2f}, {spread.high * 1e3:.2f}]"
+def _ms(values: Spread) -> str:
+    return f"{values.median * 1e3:.2f} ms [{values.low * 1e3:.2f}, {values.high * 1e3:.2f}]"
 
 
 # ---- clocks: marks on the timeline of the device
@@ -471,7 +457,7 @@ def profile(
         p.grad = None  # of the floor, maybe in the graph's memory
 
     dtype = apart.amp or next(trainer.model.parameters()).dtype
-    whole, phased_step = Spread.of(wholes), Spread.of(phased_wholes)
+    whole, phased_step = spread(wholes), spread(phased_wholes)
     middle = {name: statistics.median(times[name] for times in phases) for name in PHASES}
     return ProfileReport(
         method=apart.method.name,
@@ -495,8 +481,8 @@ def profile(
         launches=launches,
         peak_bytes=peak_bytes,
         passes=apart.method.passes,
-        floor=Spread.of(floor_times),
-        overhead=Spread.of([a / b for a, b in zip(whole_times, floor_times, strict=True)]),
+        floor=spread(floor_times),
+        overhead=spread([a / b for a, b in zip(whole_times, floor_times, strict=True)]),
         trace=None if trace is None else str(trace),
         environment=environment(),
     )

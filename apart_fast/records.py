@@ -87,6 +87,27 @@ class RunFolder:
         """Where the weights after `epoch` (from 1) lie, if they are kept."""
         return self.path / "weights" / f"epoch-{epoch:04d}.pt"
 
+    def kept_weights(self) -> dict[int, Path]:
+        """epoch (from 1) -> file, in order, for the epochs whose weights were kept."""
+        return {int(file.stem.removeprefix("epoch-")): file for file in sorted(self.path.glob("weights/epoch-*.pt"))}
+
+    def summary(self) -> dict:
+        """What the run wrote when it ended.
+
+        Raises:
+            UserError: it has not ended, or its summary is damaged.
+        """
+        file = self.path / "summary.json"
+        if not file.is_file():
+            raise UserError(f"the run in {self.path} is not finished: go on with train.py --resume {self.path}")
+        try:
+            summary = json.loads(file.read_text())
+            if not isinstance(summary, dict):
+                raise ValueError("not an object")
+            return summary
+        except ValueError as error:
+            raise UserError(f"{file} is damaged ({error}): run train.py --resume {self.path} again") from error
+
     @classmethod
     def choose(cls, config: TrainConfig) -> "RunFolder":
         """The folder of a new run; nothing is written yet.

@@ -25,6 +25,7 @@ from apart_fast.graph import GraphedStep
 from apart_fast.loaders import Batch, Dataset, Split, fingerprint, load_dataset, make_loader, subset, take_validation
 from apart_fast.models import build_model
 from apart_fast.optim import SGD
+from apart_fast.precision import has_bfloat16
 from apart_fast.readback import Readback
 from apart_fast.records import RunFolder
 from apart_fast.schedule import Triangle, scaled_eta
@@ -102,6 +103,8 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # streams, graphs and events belong to the current device
         self.amp = AMP_DTYPES[config.amp_dtype] if config.amp else None
+        if self.amp == torch.bfloat16 and not has_bfloat16(self.device):
+            tqdm.write(f"note: this {self.device.type.upper()} emulates bfloat16: the run is quicker without --amp")
         # evaluation offers no float16: without loss scaling its input gradients underflow
         self.watch_amp = torch.bfloat16 if config.amp else None
         self.eval_eps = parse_eps(config.eval_eps)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from apart_fast.interleave import Spread, Timings
 from apart_fast.records import environment
-from benchmarks.interleave import Spread, Timings
 
 HEAD = ("what", "seconds", "faster than", "times [quartiles]", "ceiling", "share", "target")
 

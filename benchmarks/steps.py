@@ -14,11 +14,11 @@ import torch.nn.functional as F
 
 from apart_fast import Apart, build_model
 from apart_fast.graph import GraphedStep
+from apart_fast.interleave import Timings, interleave
 from apart_fast.loaders import Batch
 from apart_fast.optim import SGD
 from apart_fast.stem import keep_stem_precise
 from benchmarks.baselines import Released
-from benchmarks.interleave import Timings, interleave
 
 H, W, C, PADDING, EPS, CLASSES = 32, 32, 3, 4, 0.031, 10
 

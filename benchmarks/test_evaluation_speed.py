@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from apart_fast import evaluate
+from apart_fast.interleave import interleave
 from benchmarks.baselines import plain_evaluation
 from benchmarks.conftest import Rival
 from benchmarks.evaluations import train_small
-from benchmarks.interleave import interleave
 from benchmarks.steps import engine_step, make_problem, settings
 
 CUDA = torch.cuda.is_available()

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from apart_fast.compiled import compiler_fault
+from apart_fast.interleave import interleave
 from apart_fast.kernels import KERNELS
 from benchmarks.conftest import Rival
-from benchmarks.interleave import interleave
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # on a GPU enough images that nothing stays in the cache

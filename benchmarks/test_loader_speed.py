@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from apart_fast.interleave import Timings, interleave
 from apart_fast.loaders import LOADERS, Split, make_loader
 from benchmarks.conftest import Rival
-from benchmarks.interleave import Timings, interleave
 from benchmarks.steps import C, H, W, engine_step, make_problem, settings
 
 IMAGES, BATCH, CORES = 50_000, 128, os.cpu_count() or 1

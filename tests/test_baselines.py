@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from apart_fast.interleave import Timings, interleave, spread
 from benchmarks import checks
-from benchmarks.interleave import Timings, interleave, spread
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

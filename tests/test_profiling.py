@@ -13,6 +13,7 @@ from apart_fast import apart as apart_module
 from apart_fast import profiling
 from apart_fast.config import TrainConfig
 from apart_fast.errors import UserError
+from apart_fast.interleave import Spread, spread
 from apart_fast.loaders.datasets import load_dataset
 from apart_fast.records import RunFolder
 from apart_fast.trainer import Trainer
@@ -216,5 +217,5 @@ def test_profile_refuses_no_steps(settings, tmp_path, counts):
 
 
 def test_spread_is_the_median_between_the_quartiles():
-    assert profiling.Spread.of([5.0]) == profiling.Spread(5, 5, 5)
-    assert profiling.Spread.of([1.0, 2.0, 3.0, 4.0, 9.0]) == profiling.Spread(3, 2, 4)
+    assert spread([5.0]) == Spread(5, 5, 5)
+    assert spread([1.0, 2.0, 3.0, 4.0, 9.0]) == Spread(3, 2, 4)

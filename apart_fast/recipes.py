@@ -1,0 +1,44 @@
+"""Named presets of a training run: `train.py --recipe strong`. A recipe sets defaults; flags beside it win.
+
+| recipe | what it is for                                                                                     |
+|--------|----------------------------------------------------------------------------------------------------|
+| paper  | the released hyper-parameters on CIFAR-10; the defaults of `TrainConfig`                           |
+| long   | 200 epochs of repeated 30-epoch triangles, as in the published figure of robust overfitting        |
+| strong | averaged weights, smoothed labels and a stronger weight decay, over two triangles' time            |
+| small  | CIFAR-10 at a size for two CPU cores: 8,000 images, a quarter of the width, 15 epochs              |
+| demo   | Fashion-MNIST in a minute on a CPU                                                                 |
+"""
+
+# name -> the fields of `TrainConfig` that it sets
+RECIPES: dict[str, dict] = {
+    "paper": {},
+    "long": {"epochs": 200},
+    # EMA and smoothing: Gowal et al. 2020 (arXiv 2010.03593); weight decay: Pang et al. 2021 (arXiv 2010.00467)
+    "strong": {
+        "epochs": 60,
+        "cycle": 60,
+        "eps": "8/255",
+        "ema": 0.999,
+        "label_smoothing": 0.1,
+        "weight_decay": 5e-4,
+    },
+    "small": {
+        "width": 0.25,
+        "train_images": 8000,
+        "val_images": 500,
+        "test_images": 1000,
+        "epochs": 15,
+        "cycle": 15,
+    },
+    "demo": {
+        "dataset": "fashion-mnist",
+        "width": 0.25,
+        "train_images": 6000,
+        "val_images": 500,
+        "test_images": 1000,
+        "probe_images": 128,
+        "val_every": 3,
+        "epochs": 9,
+        "cycle": 9,
+    },
+}
