@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd
 
 
 class SGD(torch.optim.Optimizer):
@@ -73,6 +74,9 @@ class SGD(torch.optim.Optimizer):
             grads = [p.grad for p in params]
             velocities = [self.state[p]["momentum_buffer"] for p in params]
             sign = -1.0 if group["maximize"] else 1.0
+            if found_inf is None and params[0].device.type == "cpu":
+                _update_fused(params, grads, velocities, group)
+                continue
             if found_inf is None:
                 _update(params, grads, velocities, group, sign)
                 continue
@@ -90,3 +94,19 @@ def _update(params: list[Tensor], grads: list[Tensor], velocities: list[Tensor],
     if group["weight_decay"]:
         torch._foreach_add_(velocities, params, alpha=group["weight_decay"])
     torch._foreach_sub_(params, torch._foreach_mul(velocities, group["lr"]))
+
+
+def _update_fused(params: list[Tensor], grads: list[Tensor], velocities: list[Tensor], group: dict) -> None:
+    """`_update` in one pass over memory; reading the scalars costs nothing on the CPU."""
+    sgd(
+        params,
+        grads,
+        velocities,
+        fused=True,
+        lr=group["lr"].item(),
+        momentum=group["momentum"].item(),
+        weight_decay=group["weight_decay"],
+        dampening=0.0,
+        nesterov=False,
+        maximize=group["maximize"],
+    )

@@ -3,8 +3,8 @@
     python benchmarks/gpu_suite.py --data-dir data              # all parts, one after the other
     python benchmarks/gpu_suite.py --data-dir data --parts verify benchmarks
 
-A part is a command of its own, stopped after nine minutes. Training parts go on where they were stopped when the suite
-is run again with the same `--out`.
+A part is a command of its own, stopped (SIGTERM) after nine minutes; `--slices 6` starts a stopped one again up to five
+times. What trains goes on where it was stopped, also when the suite is run again with the same `--out`.
 """
 
 import subprocess
@@ -18,10 +18,13 @@ from pathlib import Path
 import torch
 import tyro
 
+from apart_fast import METHODS, get_method
 from apart_fast.files import atomic_write
 from apart_fast.records import environment, to_json
 
-LIMIT = 540  # seconds of a part
+LIMIT = 520  # seconds of a slice ...
+GRACE = 15  # ... and to write a checkpoint after it
+STOPPED = 124  # exit code of a part that needs another slice
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -35,6 +38,8 @@ class Config:
     """Folder for the JSON. None: benchmarks/results/<name of the GPU>."""
     parts: tuple[str, ...] = ()
     """Names of the parts to run. None given: all."""
+    slices: int = 1
+    """How many times nine minutes a part may take."""
 
 
 def _verify(config: Config, out: Path) -> list[str]:
@@ -59,6 +64,31 @@ def _training(name: str, *flags: str) -> Callable[[Config, Path], list[str]]:
     return command
 
 
+def _evaluation(name: str, *attacks: str) -> Callable[[Config, Path], list[str]]:
+    def command(config: Config, out: Path) -> list[str]:
+        data = ["--data-dir", str(config.data_dir), "--device", "cuda", "--no-progress"]
+        return ["-m", "apart_fast.cli", "evaluate", str(out / name / "best.pt"), *data, "--attacks", *attacks]
+
+    return command
+
+
+def _methods(*flags: str) -> Callable[[Config, Path], list[str]]:
+    def command(config: Config, out: Path) -> list[str]:
+        folders = ["--runs", str(out / "methods-paper"), "--out", str(out / "methods")]
+        return [
+            "benchmarks/methods.py",
+            "--recipe",
+            "paper",
+            "--amp",
+            "--data-dir",
+            str(config.data_dir),
+            *folders,
+            *flags,
+        ]
+
+    return command
+
+
 # name -> command line for this Python
 PARTS: dict[str, Callable[[Config, Path], list[str]]] = {
     "verify": _verify,
@@ -69,10 +99,33 @@ PARTS: dict[str, Callable[[Config, Path], list[str]]] = {
     "apart-30-every-epoch": _training("apart-30-every-epoch", "--val-every", "1", "--no-test"),
     "apart-30-no-graph": _training("apart-30-no-graph", "--graph", "False"),
     "apart-30-compile": _training("apart-30-compile", "--compile"),
-    "fgsm-30": _training("fgsm-30", "--method", "fgsm"),
-    "fgsm+-30": _training("fgsm+-30", "--method", "fgsm+"),
-    "pgd-10-30": _training("pgd-10-30", "--method", "pgd-10"),
+    # the published figures: collapse and transfer (30 epochs), robust overfitting (200 epochs); and the methods' table
+    **{
+        f"methods-{name}": _methods("--stages", "train", "--methods", name)
+        for name in (get_method(base).name for base in METHODS)
+    },
+    "methods-judge": _methods("--stages", "judge", "--strong-images", "10000", "--autoattack-images", "1000"),
+    "methods-table": _methods("--stages", "cost", "table", "pictures", "--rounds", "30"),
+    "long-apart": _training("long-apart", "--recipe", "long", "--keep-weights", "10"),
+    "long-pgd-10": _training("long-pgd-10", "--recipe", "long", "--keep-weights", "10", "--method", "pgd-10"),
+    "strong": _training("strong", "--recipe", "strong"),
+    "strong-autoattack": _evaluation("strong", "clean", "pgd-20", "autoattack"),
 }
+
+
+def run_slice(command: list[str]) -> int:
+    """Run a command line of this Python for at most `LIMIT` seconds; its exit code, or `STOPPED`."""
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
+    try:
+        return process.wait(LIMIT)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return STOPPED
 
 
 def main(config: Config) -> int:
@@ -91,11 +144,9 @@ def main(config: Config) -> int:
     for part in config.parts or PARTS:
         command = PARTS[part](config, out.resolve())
         print(f"\n== {part}: python {' '.join(command)}", flush=True)
-        began = time.monotonic()
-        try:
-            ended = subprocess.run([sys.executable, *command], cwd=ROOT, timeout=LIMIT, check=False).returncode
-        except subprocess.TimeoutExpired:
-            ended = 124
+        began, ended, slices = time.monotonic(), STOPPED, 0
+        while ended == STOPPED and slices < config.slices:
+            ended, slices = run_slice(PARTS[part](config, out.resolve())), slices + 1
         outcomes[part] = {"exit": ended, "seconds": time.monotonic() - began, "command": command}
         atomic_write(out / "suite.json", to_json({"parts": outcomes, "environment": environment()}))
         code = code or ended
