@@ -3,8 +3,9 @@
 The way of the data is `Apart.step`: start -> (pass 1 -> move) x steps -> pass 2 -> remember.
 """
 
+import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,10 @@ from apart_fast.blocks import BlockPoints
 from apart_fast.errors import UserError
 from apart_fast.freezing import frozen
 from apart_fast.kernels.codec import encode
-from apart_fast.memory import Memory
 from apart_fast.methods import Method, get_method
 from apart_fast.models.points import default_points
 from apart_fast.optim import SGD
+from apart_fast.staging import make_memory
 from apart_fast.stem import keep_stem_precise
 from apart_fast.units import parse_eps
 
@@ -42,7 +43,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a batch lies: rows of `images`, rows of the memory, crop offsets and flips."""
+    """Where a batch lies: rows of `images`, rows of the memory's store, crop offsets and flips."""
 
     images: Tensor
     rows: Tensor
@@ -77,12 +78,16 @@ class Apart:
         eta: learning rate of the step sizes, for the released run of 11,730 steps 5e-8 (see `scaled_eta`).
         decay: lambda, their weight decay: 1200 as in the published curves, 400 as the released script on torch >= 2.
         omega_dtype: torch.float16, float32, float64 or int8 (x 127); None: float16, or float64 when `dtype` is.
+        omega_device: where the memory lies: "device" (the model's), or where it is too large for that, "host" or
+            "disk". The results are the same. See `omega_at_hand`.
+        omega_folder: for "disk", where the file lies; it has no name and ends with the process.
         dtype: of pixels, perturbations and step sizes: torch.float32, or float64 with a float64 model.
         flip: draw horizontal flips where the caller gives none.
         seed: of the memory's start, random starts, and crops and flips that the caller does not give.
 
     Raises:
-        UserError: eps, method or points that make no sense (one line says which).
+        UserError: eps, method, points or omega_device that make no sense, or no room for the memory (one line says
+            which).
     """
 
     def __init__(
@@ -101,6 +106,8 @@ class Apart:
         eta: float = 5e-8,
         decay: float = 1200.0,
         omega_dtype: torch.dtype | None = None,
+        omega_device: str = "device",
+        omega_folder: str | os.PathLike | None = None,
         dtype: torch.dtype = torch.float32,
         flip: bool = True,
         seed: int = 0,
@@ -124,8 +131,15 @@ class Apart:
         if self.method.start == "memory":
             if omega_dtype is None:
                 omega_dtype = torch.float64 if dtype == torch.float64 else torch.float16
-            self.memory = Memory(num_examples, self.image_shape, padding, omega_dtype, self.device)
+            self.memory = make_memory(
+                omega_device, num_examples, self.image_shape, padding, omega_dtype, self.device, omega_folder
+            )
             self.memory.reset(self.generator)
+        elif omega_device != "device":
+            raise UserError(
+                f"omega_device {omega_device}: the method {self.method.name} remembers nothing; leave it out, "
+                "or choose apart, fgsm+ or atta-k"
+            )
         n = 2 + (len(self.points) if self.points else 0)
         self.step_sizes = torch.zeros(n, dtype=dtype, device=self.device)
         if self.method.learned:
@@ -160,25 +174,42 @@ class Apart:
             offsets: int64 [B, 2], (top, left) of the crop in the padded image, 0..2*padding; None: drawn.
             flips: bool [B], horizontal flip after the crop; None: drawn.
 
-        Nothing waits for the device. Raises ValueError when the model is in eval mode or `indices` is missing.
+        Nothing waits for the device (but see `omega_at_hand`). Raises ValueError when the model is in eval mode or
+        `indices` is missing.
         """
         if not self.model.training:
             raise ValueError("the model is in eval mode: call model.train() before a training step")
         if self.memory is not None and indices is None:
             raise ValueError(f"method {self.method.name} remembers: give the indices of the examples")
-        place = self._place(images, labels, indices, rows, offsets, flips)
-
-        x, d0, adversarial = _STARTS[self.method.start](self, place)
-        start_loss, signs, code = None, None, None
-        for _ in range(self.method.steps):
-            loss, g, signs = self._pass1(adversarial, labels)
-            start_loss = loss if start_loss is None else start_loss
-            adversarial, code = _MOVES[self.method.learned](self, x, d0, adversarial, g)
-        loss, correct, g1, block_grads = self._pass2(adversarial, labels, signs)
-        _MEMORIES[self.method.remembers](self, place, x, adversarial, g1, code, block_grads)
+        with self.omega_at_hand(indices):
+            place = self._place(images, labels, indices, rows, offsets, flips)
+            x, d0, adversarial = _STARTS[self.method.start](self, place)
+            start_loss, signs, code = None, None, None
+            for _ in range(self.method.steps):
+                loss, g, signs = self._pass1(adversarial, labels)
+                start_loss = loss if start_loss is None else start_loss
+                adversarial, code = _MOVES[self.method.learned](self, x, d0, adversarial, g)
+            loss, correct, g1, block_grads = self._pass2(adversarial, labels, signs)
+            _MEMORIES[self.method.remembers](self, place, x, adversarial, g1, code, block_grads)
 
         self.last = StepResult(loss, loss if start_loss is None else start_loss, correct)
         return self.last
+
+    def omega_at_hand(self, indices: Tensor | None, upcoming: Tensor | None = None) -> AbstractContextManager:
+        """Within: what is remembered of the examples `indices` is on the device; a `step` with them belongs in here.
+
+        `step` does this by itself. Where omega lies on the host or on disk, it is quicker to do it around the step:
+
+        ```
+        with apart.omega_at_hand(indices, upcoming):  # both on the CPU, so that nothing waits for the device
+            apart.step(images, labels, indices)
+        ```
+
+        Args:
+            indices: int64 [B].
+            upcoming: int64, `indices` of the next step: theirs is fetched while this step runs.
+        """
+        return nullcontext() if self.memory is None else self.memory.at_hand(indices, upcoming)
 
     def _place(self, images, labels, indices, rows, offsets, flips) -> Placement:
         n, device = len(labels), self.device
@@ -188,7 +219,8 @@ class Apart:
             offsets = torch.randint(0, 2 * self.padding + 1, (n, 2), device=device, generator=self.generator)
         if flips is None:
             flips = torch.rand(n, device=device, generator=self.generator) < (0.5 if self.flip else 0.0)
-        return Placement(images, rows, indices, offsets, flips)
+        mine = indices if self.memory is None else self.memory.rows(indices)
+        return Placement(images, rows, mine, offsets, flips)
 
     def _pass1(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor] | None]:
         """Loss, input gradient (times a positive scale) and the signs at the block points; no weight gradients."""
@@ -270,7 +302,7 @@ class Apart:
             "velocity": self.step_optimizer.velocities()[0],
             "generator": self.generator.get_state(),
         }
-        return state | ({"memory": self.memory.store} if self.memory is not None else {})
+        return state | ({"memory": self.memory.contents()} if self.memory is not None else {})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over the state of an `Apart` made with the same arguments.

@@ -11,6 +11,7 @@ from apart_fast.errors import UserError
 from apart_fast.files import atomic_path
 
 FORMAT = 1
+MAPPED_FROM = 2**31  # bytes
 
 
 def save(path: str | os.PathLike, state: dict) -> None:
@@ -52,7 +53,9 @@ def load(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> d
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: name a .pt file that a run has written")
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        # mapped, a store as large as the memory is copied in parts; read at once, damage shows at once
+        mapped = path.stat().st_size > MAPPED_FROM
+        state = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
     except Exception as error:  # zip, pickle and torch each have their own
         raise UserError(f"checkpoint {path} is damaged or not a checkpoint: use another one") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -12,6 +12,7 @@ import tyro
 
 from apart_fast import checkpoint, trainer
 from apart_fast import evaluate as judge
+from apart_fast.allocator import keep_freed_memory
 from apart_fast.config import TrainConfig
 from apart_fast.demo import DemoConfig
 from apart_fast.demo import run as demo
@@ -88,6 +89,8 @@ def evaluate(config: EvaluateConfig) -> None:
             f"{config.checkpoint} knows images of {known} (height, width, channels), {name} has {shape}: "
             "choose the data set it was trained on"
         )
+    if device.type == "cpu":
+        keep_freed_memory()
     model = build_model(**state["description"]).to(device, memory_format=torch.channels_last)
     weights = (config.average and state.get("average")) or state["model"]
     checkpoint.load_model(model, weights, config.checkpoint)

@@ -67,6 +67,8 @@ class TrainConfig:
     """Peak learning rate of the step sizes for 11,730 steps a cycle; scaled to this run's steps."""
     omega_dtype: Literal["float32", "float16", "int8"] = "float16"
     """How the remembered directions are stored."""
+    omega_device: Literal["device", "host", "disk"] = "device"
+    """Where they lie: on the device or, if they are too many for it, in host memory or on the run folder's disk."""
 
     # ---- optimisation
     epochs: int = 30
@@ -165,7 +167,7 @@ class TrainConfig:
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(fresh, f.name)}
         if self.recipe not in (saved.recipe, "paper"):
             given["recipe"] = self.recipe
-        given.pop("resume")
+        given.pop("resume", None)
         changed = [name for name in given if name not in MOVABLE and given[name] != getattr(saved, name)]
         if changed:
             flags = ", ".join("--" + name.replace("_", "-") for name in changed)

@@ -38,11 +38,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves that share their axes; `shares`: the values are shares of one, drawn from 0 to 100 %."""
+    """Curves that share their axes.
+
+    Attributes:
+        shares: the values are shares of one, drawn from 0 to 100 %.
+        from_zero: the axis starts at zero, unless there are values below.
+    """
 
     title: str
     curves: tuple[Curve, ...]
     shares: bool = False
+    from_zero: bool = False
 
 
 PANELS = (
@@ -56,7 +62,11 @@ PANELS = (
         ),
         shares=True,
     ),
-    Panel("learned step sizes", (Curve("alpha", "alpha"), Curve("alpha_omega", "alpha_omega", "--"))),
+    Panel(
+        "learned step sizes",
+        (Curve("alpha", "alpha"), Curve("alpha_omega", "alpha_omega", "--")),
+        from_zero=True,
+    ),
 )
 
 
@@ -65,14 +75,16 @@ def points(records: Sequence[dict], key: str) -> list[tuple[int, float]]:
     return [(r["epoch"], r[key]) for r in records if isinstance(r.get(key), int | float)]
 
 
-def dress(axes: Axes, *, shares: bool = False) -> None:
-    """What all axes over the epochs have in common."""
+def dress(axes: Axes, panel: Panel) -> None:
+    """What all axes over the epochs have in common; call it when the curves are drawn."""
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
-    if shares:
+    if panel.shares:
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
+    elif panel.from_zero and axes.dataLim.ymin >= 0:
+        axes.set_ylim(bottom=0)
 
 
 def curves_figure(runs: Mapping[str, list[dict]]) -> Figure:
@@ -85,10 +97,11 @@ def curves_figure(runs: Mapping[str, list[dict]]) -> Figure:
                     label = f"{name}: {curve.label}"
                     axes.plot(*zip(*line, strict=True), curve.style, color=colour, label=label, markersize=3)
         axes.set_title(panel.title)
-        dress(axes, shares=panel.shares)
         if axes.has_data():
+            dress(axes, panel)
             axes.legend(fontsize=7)
         else:
+            axes.set(xticks=[], yticks=[])
             axes.text(0.5, 0.5, "none in this run", ha="center", transform=axes.transAxes)
     return figure
 

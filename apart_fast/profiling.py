@@ -33,6 +33,7 @@ from apart_fast.freezing import frozen
 from apart_fast.interleave import Spread, spread
 from apart_fast.loaders import Batch
 from apart_fast.records import environment
+from apart_fast.staging import StagedMemory
 
 if TYPE_CHECKING:
     from apart_fast.trainer import Trainer
@@ -236,7 +237,10 @@ def _seams(trainer: "Trainer") -> Iterator[tuple[str, dict, object, Callable]]:
     )
     for phase, table, key in tables:
         yield phase, table, key, table[key]
+    staged = apart.memory if isinstance(apart.memory, StagedMemory) else None
     objects = (
+        ("start", staged, "_bring"),
+        ("finish", staged, "_put_back"),
         ("pass 1", apart, "_pass1"),
         ("pass 2", apart, "_pass2"),
         ("optimiser", optimizer, "zero_grad"),

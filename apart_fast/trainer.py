@@ -14,11 +14,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from apart_fast import checkpoint, pictures, profiling
+from apart_fast.allocator import keep_freed_memory
 from apart_fast.apart import Apart
 from apart_fast.average import WeightAverage
+from apart_fast.card import write_card
 from apart_fast.collapse import CollapseWatch
 from apart_fast.compiled import CompiledStep
 from apart_fast.config import TrainConfig
+from apart_fast.energy import EnergyMeter
 from apart_fast.errors import UserError
 from apart_fast.evaluation import evaluate
 from apart_fast.graph import GraphedStep
@@ -28,6 +31,7 @@ from apart_fast.optim import SGD
 from apart_fast.precision import has_bfloat16
 from apart_fast.readback import Readback
 from apart_fast.records import RunFolder
+from apart_fast.report import write_report
 from apart_fast.schedule import Triangle, scaled_eta
 from apart_fast.units import parse_eps
 
@@ -111,7 +115,7 @@ class Trainer:
         self.classes = data.classes
         self.test = subset(data.test, config.test_images) if config.test_images else data.test
         train, self.val = split_training_data(config, data)
-        self.probe = subset(self.val, min(config.probe_images, len(self.val)))
+        self.probe = subset(self.val, min(config.probe_images, len(self.val))) if config.probe_images else None
 
         self.data_key = fingerprint(data.train)
         torch.manual_seed(config.seed)
@@ -148,6 +152,8 @@ class Trainer:
             eta=self.eta,
             decay=config.step_decay,
             omega_dtype=getattr(torch, config.omega_dtype),
+            omega_device=config.omega_device,
+            omega_folder=folder.path,
             seed=config.seed,
         )
         self.optimizer = SGD(self.model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
@@ -158,6 +164,7 @@ class Trainer:
         if config.compile:
             self.advance = CompiledStep(self.advance, self.apart, config.batch_size)
         self.watch = CollapseWatch()
+        self.energy = EnergyMeter(self.device)
         self.progress = Progress()
         # sums over the epoch: loss, start loss, right answers, images
         self.totals = torch.zeros(4, dtype=torch.float64, device=self.device)
@@ -211,6 +218,7 @@ class Trainer:
         if progress.step == 0:
             self.apart.start_epoch(epoch)
         readback, began, first = Readback(), time.perf_counter(), progress.step
+        self.energy.start()
         bar = tqdm(
             total=len(self.loader),
             initial=first,
@@ -236,7 +244,7 @@ class Trainer:
         seconds = time.perf_counter() - began
         progress.seconds += seconds
         self._check_loss(loss)
-        done = progress.step - first
+        done, joules = progress.step - first, self.energy.read()
         return {
             "epoch": epoch + 1,
             "loss": loss / images,
@@ -244,6 +252,7 @@ class Trainer:
             "train_accuracy": correct / images,
             **self._step_sizes(),
             "seconds": seconds,
+            **({} if joules is None else {"joules": joules}),
             "images_per_second": done / len(self.loader) * self.loader.num_examples / seconds,
         }
 
@@ -254,7 +263,8 @@ class Trainer:
         self.apart.set_rates(eta=self.eta * height, momentum=momentum)
         if self.average is not None:
             self.average.schedule(self.global_step)
-        self.advance(batch)
+        with self.apart.omega_at_hand(batch.host_indices, batch.upcoming):
+            self.advance(batch)
 
     def _device_step(self, batch: Batch) -> None:
         """The device's part of a step: nothing here depends on the host, so that a CUDA graph can hold it."""
@@ -307,7 +317,7 @@ class Trainer:
     def _watch_epoch(self, epoch: int) -> dict:
         """Probe for collapse, validate when due, and keep the best weights."""
         record: dict = {}
-        if self.config.probe_images:
+        if self.probe is not None:
             probe = self._judge(self.probe, ("pgd-10",), self.watch_amp)
             accuracy = probe.attacks["pgd-10"].accuracy
             record["probe_pgd10"] = accuracy
@@ -390,7 +400,7 @@ class Trainer:
             "collapsed_at": self.watch.epochs,
             "final": records[-1] if records else {},
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "memory_bytes": self.apart.memory.store.nbytes if self.apart.memory is not None else 0,
+            "memory_bytes": self.apart.memory.nbytes if self.apart.memory is not None else 0,
         }
         if self.device.type == "cuda":
             summary["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.device)
@@ -411,6 +421,8 @@ class Trainer:
         shown, path = subset(self.val, min(8, len(self.val))), self.folder.path / "perturbations.png"
         with _plain_model(config.compile):
             pictures.perturbations(self.judged_model, shown, self.classes, self.eval_eps, path)
+        write_card(self.folder, config)
+        write_report([self.folder.path], self.folder.path / "report.html")
         return summary
 
     # ---- checkpoints
@@ -538,7 +550,8 @@ def train(config: TrainConfig) -> tuple[dict, Path]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     parse_eps(config.eps)
-    pick_device(config.device)
+    if pick_device(config.device).type == "cpu":
+        keep_freed_memory()
     data = load_dataset(config.dataset, config.data_dir, download=config.download, progress=config.progress)
     trainer = Trainer(config, folder, data, state)
     if new:

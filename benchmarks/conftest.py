@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from apart_fast.allocator import keep_freed_memory
 from apart_fast.interleave import Spread, Timings
 from apart_fast.records import environment
 
@@ -46,6 +47,7 @@ ROWS = pytest.StashKey[dict[str, list[tuple[str, ...]]]]()  # group -> rows
 
 def pytest_configure(config):
     config.stash[ROWS] = {}
+    keep_freed_memory()  # as in training, and for all rivals alike
 
 
 @pytest.fixture

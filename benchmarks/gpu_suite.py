@@ -44,7 +44,17 @@ class Config:
 
 def _verify(config: Config, out: Path) -> list[str]:
     # kernels against their twins, loaders, graph against eager: no speed is measured before these pass
-    tests = ("test_kernels", "test_loaders", "test_graph", "test_step", "test_amp", "test_apart", "test_profiling")
+    tests = (
+        "test_kernels",
+        "test_kernels_relu",
+        "test_loaders",
+        "test_memory",
+        "test_graph",
+        "test_step",
+        "test_amp",
+        "test_apart",
+        "test_profiling",
+    )
     return ["-m", "pytest", *(f"tests/{name}.py" for name in tests), f"--junitxml={out / 'verify.xml'}"]
 
 

@@ -95,9 +95,11 @@ class Loader:
         """Combine what `_fetch` delivers with the epoch's plan, which goes to the device once."""
         arrays = (plan.order, plan.offsets, plan.flips)
         order, offsets, flips = (to_device(torch.from_numpy(array), self.device) for array in arrays)
+        host = torch.from_numpy(plan.order)
         for images, rows, labels in self._fetch(plan, begin, order):
             part = slice(begin, begin + len(labels))
-            yield Batch(images, rows, labels, order[part], offsets[part], flips[part])
+            upcoming = host[part.stop : part.stop + self.batch_size]
+            yield Batch(images, rows, labels, order[part], offsets[part], flips[part], host[part], upcoming)
             begin = part.stop
 
     def _fetch(
