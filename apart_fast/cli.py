@@ -10,9 +10,10 @@ from typing import Annotated, Union
 import torch
 import tyro
 
-from apart_fast import checkpoint, trainer
+from apart_fast import checkpoint, report, trainer
 from apart_fast import evaluate as judge
 from apart_fast.allocator import keep_freed_memory
+from apart_fast.analysis import collapse, curves, gradients, perturbations
 from apart_fast.config import TrainConfig
 from apart_fast.demo import DemoConfig
 from apart_fast.demo import run as demo
@@ -65,8 +66,8 @@ class EvaluateConfig:
 
 def train(config: TrainConfig) -> None:
     summary, folder = trainer.train(config)
-    for name, report in summary.get("test", {}).items():
-        print(f"test, {name} weights: {describe(report)}")
+    for name, judged in summary.get("test", {}).items():
+        print(f"test, {name} weights: {describe(judged)}")
     print(f"run folder: {folder}")
 
 
@@ -117,9 +118,17 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 # name -> (settings, what runs with them), or a group of them: (help, such a table)
+ANALYSES: dict[str, tuple] = {
+    "collapse": (collapse.CollapseConfig, collapse.run),
+    "perturbations": (perturbations.PerturbationsConfig, perturbations.run),
+    "curves": (curves.CurvesConfig, curves.run),
+    "gradients": (gradients.GradientsConfig, gradients.run),
+}
 COMMANDS: dict[str, tuple] = {
     "train": (TrainConfig, train),
     "evaluate": (EvaluateConfig, evaluate),
+    "analyze": ("What happened in finished runs: pictures (PNG, SVG) and numbers (JSON).", ANALYSES),
+    "report": (report.ReportConfig, report.run),
     "demo": (DemoConfig, demo),
 }
 

@@ -18,15 +18,15 @@ from apart_fast.errors import UserError
 from apart_fast.folding import fold
 from apart_fast.units import parse_eps
 
-_Z = 1.959963984540054  # two-sided 95 % of the normal distribution
+Z_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 _CHUNK_VALUES = 2**25  # pixel values attacked together (128 MiB in float32): the test set of CIFAR in one go
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """95 % Wilson score interval (Wilson 1927) of the proportion correct / n, n >= 1."""
-    p, shrink = correct / n, 1 + _Z**2 / n
-    centre = (p + _Z**2 / (2 * n)) / shrink
-    half = _Z / shrink * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    p, shrink = correct / n, 1 + Z_95**2 / n
+    centre = (p + Z_95**2 / (2 * n)) / shrink
+    half = Z_95 / shrink * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n**2))
     # rounding must not push the interval off the ends that it reaches exactly
     return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
 
@@ -210,7 +210,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _reproducible() -> Iterator[None]:
+def reproducible() -> Iterator[None]:
     """Deterministic cuDNN in full float32 within (its default for convolutions is TF32)."""
     backends = torch.backends
     # conv and rnn together: torch refuses to read the common flag while they differ
@@ -291,7 +291,7 @@ def evaluate(
     model.to(device)
     labels = labels.long()
     results = {}
-    with _evaluating(model), _reproducible():
+    with _evaluating(model), reproducible():
         with torch.no_grad():
             num_classes = _attacks.predict(model, images[:1].to(device).float().div(255)).shape[1]
         low, high = labels.aminmax()

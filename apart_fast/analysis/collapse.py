@@ -1,0 +1,399 @@
+"""Robustness over the epochs, and whether a method's perturbations still mean anything to another network.
+
+The published figure (arXiv 2010.08034; `published.json`): when FGSM training collapses, PGD-20 accuracy falls to zero,
+and FGSM perturbations made with the collapsed network move a PGD-10-trained one no more than random noise does.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from apart_fast import attacks, evaluate
+from apart_fast.analysis import output
+from apart_fast.analysis.cache import ResultCache, result_key
+from apart_fast.analysis.directions import fgsm_delta, noise_delta
+from apart_fast.analysis.groups import group_colours, group_runs
+from apart_fast.analysis.series import Common, Series, judged_data, load_network, open_series
+from apart_fast.errors import UserError
+from apart_fast.evaluation import Z_95, reproducible, wilson
+from apart_fast.loaders import Split, fingerprint
+from apart_fast.methods import get_method
+from apart_fast.trainer import pick_device
+from apart_fast.units import parse_eps
+
+DRAWS = 5  # of the random noise
+LOST = 1 / 3  # a collapse: accuracy under this share of the best so far
+PUBLISHED = Path(__file__).parent / "published.json"
+
+
+@dataclass(kw_only=True)
+class CollapseConfig(Common):
+    """Robustness drop and transfer: PGD-20 accuracy over the epochs, and what one-step perturbations of each epoch's
+    network do to a reference network, beside random noise of the same size.
+
+    Transfer is always measured with FGSM, one step of eps from the test image, whatever the run was trained with: the
+    remembered starts of FGSM+ and APART exist for training images only. Finished checkpoints are kept in
+    collapse-cache.json in the output folder, so a stopped analysis goes on where it was.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs with kept weights, such as fgsm, fgsm+ and apart; several seeds of each are averaged."""
+    reference: Path
+    """Folder of a finished pgd-10 run: its last kept weights, or best.pt if it kept none, face the perturbations."""
+    every: int = 1
+    """Judge only every so many kept epochs; the last one is always among them."""
+
+    def check(self) -> None:
+        super().check()
+        if self.every < 1:
+            raise UserError(f"--every {self.every} is too small: give at least 1")
+
+
+# ---- numbers
+
+
+class _Judge:
+    """Right answers on the test images; whatever is found is kept in the cache."""
+
+    def __init__(self, config: CollapseConfig, split: Split, reference: Path):
+        self._config, self._split, self._eps = config, split, parse_eps(config.eps)
+        self._device = pick_device(config.device)
+        self._cache = ResultCache(config.out / "collapse-cache.json")
+        self._settings = {"images": fingerprint(split), "eps": self._eps, "seed": config.seed}
+        self._path, self._reference = reference, load_network(reference, self._device)
+        self._key = result_key(reference, {})  # of its contents
+
+    def checkpoint(self, one: Series, epoch: int) -> tuple[dict[str, int], Tensor]:
+        """Number of right answers (clean, pgd-20), and those of the reference on this checkpoint's FGSM images (bool
+        [N])."""
+        weights = one.weights[epoch]
+        model = cache(lambda: one.model(epoch, self._device))  # only read where something is missing
+        counts = self._kept(weights, ["clean", "pgd-20"], self._is_count, lambda: self._evaluate(model()))
+        moved = self._kept(
+            weights, ["transfer"], self._is_marks, lambda: {"transfer": self._fooled_by(model())}, reference=self._key
+        )
+        return counts, _from_marks(moved["transfer"])
+
+    def reference(self) -> dict[str, Tensor]:
+        """Right answers of the reference (bool [N]) on clean images, on its own FGSM images, and on draws of noise."""
+        names = ["clean", "own-fgsm", *(f"noise-{i}" for i in range(DRAWS))]
+        kept = self._kept(self._path, names, self._is_marks, self._judge_reference)
+        return {name: _from_marks(marks) for name, marks in kept.items()}
+
+    def _kept(
+        self, weights: Path, names: list[str], valid: Callable[[object], bool], make: Callable[[], dict], **more
+    ) -> dict:
+        """What the cache has under these names, made now if anything of it is missing or damaged."""
+        key = result_key(weights, {**self._settings, **more, "names": names})
+        value = self._cache.get(key)
+        if not (isinstance(value, dict) and set(value) == set(names) and all(map(valid, value.values()))):
+            value = make()
+            self._cache.put(key, value)
+        return value
+
+    def _is_count(self, value: object) -> bool:
+        return type(value) is int and 0 <= value <= len(self._split)
+
+    def _is_marks(self, value: object) -> bool:
+        return isinstance(value, str) and len(value) == len(self._split) and set(value) <= {"0", "1"}
+
+    def _evaluate(self, model: nn.Module) -> dict[str, int]:
+        report = evaluate(
+            model,
+            self._split.images,
+            self._split.labels,
+            eps=self._eps,
+            attacks=("clean", "pgd-20"),
+            batch_size=self._config.batch_size,
+            seed=self._config.seed,
+            device=self._device,
+            progress=False,
+        )
+        return {name: result.correct for name, result in report.attacks.items()}
+
+    def _fooled_by(self, model: nn.Module) -> str:
+        return self._marks(lambda x, y: fgsm_delta(model, x, y, self._eps))
+
+    def _judge_reference(self) -> dict[str, str]:
+        generator = torch.Generator().manual_seed(self._config.seed)
+        noise = [self._marks(lambda x, y: noise_delta(x, self._eps, generator)) for _ in range(DRAWS)]
+        return {
+            "clean": self._marks(lambda x, y: torch.zeros_like(x)),
+            "own-fgsm": self._fooled_by(self._reference),
+            **{f"noise-{i}": marks for i, marks in enumerate(noise)},
+        }
+
+    def _marks(self, delta: Callable[[Tensor, Tensor], Tensor]) -> str:
+        """For each image "1" where the reference is right on images + delta(images, labels), else "0"."""
+        marks, size = [], self._config.batch_size
+        with reproducible():
+            for images, labels in zip(self._split.images.split(size), self._split.labels.split(size), strict=True):
+                x, y = images.to(self._device).float().div(255), labels.to(self._device)
+                right = attacks.correct(self._reference, x + delta(x, y), y, size)
+                marks += ["1" if mark else "0" for mark in right.tolist()]
+        return "".join(marks)
+
+
+def _from_marks(marks: str) -> Tensor:
+    return torch.tensor([mark == "1" for mark in marks])
+
+
+def compute(config: CollapseConfig) -> dict:
+    """Judge every kept epoch; see `CollapseConfig` for what is measured.
+
+    Returns:
+        settings; `reference` (accuracies: clean, noise averaged over draws, own FGSM); `runs`, each with `points`, one
+        an epoch (see `_point`), and `summary` (see `summarise`).
+
+    Raises:
+        UserError: not a finished run, no kept weights, different data sets, missing data, a full disk.
+    """
+    series = open_series(config.runs, weights=True)
+    reference, path = open_reference(config.reference, series[0])
+    groups = group_runs(series)
+    _, split = judged_data(config, series)
+    judge = _Judge(config, split, path)
+    todo = [
+        (label, one, epoch) for label, runs in groups.items() for one in runs for epoch in _chosen(one, config.every)
+    ]
+    runs: dict[str, dict] = {}
+    # None: only where somebody is watching a terminal
+    disable = None if config.progress else True
+    with tqdm(todo, desc="collapse", unit="checkpoint", leave=False, disable=disable) as bar:
+        right = judge.reference()
+        known = _known(reference, path, right)
+        for label, one, epoch in bar:
+            bar.set_postfix_str(f"{one.name}, epoch {epoch}")
+            run = runs.setdefault(one.name, {"name": one.name, "group": label, "seed": one.config.seed, "points": []})
+            counts, moved = judge.checkpoint(one, epoch)
+            run["points"].append(_point(epoch, counts, moved, right, known))
+    for run in runs.values():
+        run["summary"] = summarise(run["points"])
+    return {
+        "dataset": series[0].config.dataset,
+        "images": len(split),
+        "eps": parse_eps(config.eps),
+        "seed": config.seed,
+        "reference": known,
+        "runs": list(runs.values()),
+    }
+
+
+def open_reference(path: Path, one: Series) -> tuple[Series, Path]:
+    """A finished run to compare `one` with, and the file of its last kept weights, or best.pt if it kept none.
+
+    Raises:
+        UserError: not a finished run, or on another data set.
+    """
+    (reference,) = open_series([path], weights=False)
+    if reference.config.dataset != one.config.dataset:
+        raise UserError(
+            f"--reference {path} was trained on {reference.config.dataset}, {one.name} on {one.config.dataset}: "
+            "choose a reference on the same data set"
+        )
+    return reference, list(reference.weights.values())[-1] if reference.weights else reference.folder.best
+
+
+def _chosen(one: Series, every: int) -> list[int]:
+    """Every so many kept epochs, counted from the last one back."""
+    return list(one.weights)[::-1][::every][::-1]
+
+
+def _proportion(correct: float, n: int) -> dict[str, float]:
+    low, high = wilson(correct, n)
+    return {"accuracy": correct / n, "low": low, "high": high}
+
+
+def _noise(right: dict[str, Tensor]) -> Tensor:
+    """float64 [N]: share of the draws of noise under which each image is right."""
+    return torch.stack([right[f"noise-{i}"] for i in range(DRAWS)]).double().mean(0)
+
+
+def _known(reference: Series, path: Path, right: dict[str, Tensor]) -> dict:
+    noise, n = _noise(right), len(right["clean"])
+    draws = [right[f"noise-{i}"].double().mean().item() for i in range(DRAWS)]
+    return {
+        "name": reference.name,
+        "method": get_method(reference.config.method).name,
+        "weights": path.name,
+        "clean": _proportion(int(right["clean"].sum()), n),
+        "own_fgsm": _proportion(int(right["own-fgsm"].sum()), n),
+        # the draws share their images: the interval is that of n images
+        "noise": {**_proportion(noise.sum().item(), n), "draws": draws},
+    }
+
+
+def _point(epoch: int, counts: dict[str, int], moved: Tensor, right: dict[str, Tensor], reference: dict) -> dict:
+    """What is known of an epoch.
+
+    clean, pgd20: of the checkpoint; transfer: of the reference on the checkpoint's FGSM images; each {accuracy, low,
+    high} with the 95 % Wilson interval. above_noise: transfer minus accuracy under random noise, {difference, low,
+    high} with the normal 95 % interval of the paired difference (both are of the same images). way_to_noise: share of
+    the way from the reference's own FGSM (0) to random noise (1), None where noise does as much harm.
+    """
+    n = len(moved)
+    paired = moved.double() - _noise(right)
+    difference, half = paired.mean().item(), Z_95 * paired.std(correction=0).item() / math.sqrt(n)
+    own, noise = reference["own_fgsm"]["accuracy"], reference["noise"]["accuracy"]
+    transfer = _proportion(int(moved.sum()), n)
+    return {
+        "epoch": epoch,
+        "clean": _proportion(counts["clean"], n),
+        "pgd20": _proportion(counts["pgd-20"], n),
+        "transfer": transfer,
+        "above_noise": {"difference": difference, "low": difference - half, "high": difference + half},
+        "way_to_noise": (transfer["accuracy"] - own) / (noise - own) if noise > own else None,
+    }
+
+
+def summarise(points: list[dict]) -> dict:
+    """What happened in a run, from its points in the order of the epochs.
+
+    `collapsed_at` is the first epoch whose PGD-20 accuracy is under a third of the best so far, if the two 95 %
+    intervals do not touch (a few images among a hundred prove nothing); else None. Transfer and way_to_noise are given
+    for the epoch before it and for it.
+    """
+    best, fall = points[0], None
+    for before, point in zip(points, points[1:], strict=False):
+        if point["pgd20"]["accuracy"] < LOST * best["pgd20"]["accuracy"] and (
+            point["pgd20"]["high"] < best["pgd20"]["low"]
+        ):
+            fall = (before, point)
+            break
+        best = max(best, point, key=lambda p: p["pgd20"]["accuracy"])
+    peak, last = max(points, key=lambda p: p["pgd20"]["accuracy"]), points[-1]
+    summary = {
+        "peak_pgd20": peak["pgd20"]["accuracy"],
+        "peak_epoch": peak["epoch"],
+        "last_pgd20": last["pgd20"]["accuracy"],
+        "last_transfer": last["transfer"]["accuracy"],
+        "collapsed_at": fall[1]["epoch"] if fall else None,
+    }
+    for name, i in (("before", 0), ("after", 1)):
+        summary[f"transfer_{name}"] = fall[i]["transfer"]["accuracy"] if fall else None
+        summary[f"way_to_noise_{name}"] = fall[i]["way_to_noise"] if fall else None
+    return summary
+
+
+# ---- picture
+
+
+def draw(numbers: dict) -> Figure:
+    """Two panels over the epochs, from what `compute` returned: PGD-20 accuracy, and accuracy of the reference.
+
+    The second is drawn as the distance from accuracy under random noise: so networks of every size, and the published
+    curves that lie behind where the data set is theirs (CIFAR-10), share one line.
+    """
+    figure = Figure(figsize=(12, 5.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    if numbers["dataset"] == "cifar10":
+        _draw_published(left, right)
+    groups: dict[str, list[dict]] = {}
+    for run in numbers["runs"]:
+        groups.setdefault(run["group"], []).append(run)
+    colours = group_colours(list(groups))
+    for axes, name, value in ((left, "pgd20", "accuracy"), (right, "above_noise", "difference")):
+        for label, runs in groups.items():
+            _draw_group(axes, (name, value), label, runs, colours[label])
+    _draw_reference(right, numbers["reference"])
+    eps, method = f"{numbers['eps'] * 255:.3g}/255", numbers["reference"]["method"]
+    left.set(title="robustness of the trained network", ylabel=f"PGD-20 accuracy at eps {eps} (%)")
+    left.set_ylim(bottom=-0.02 * left.get_ylim()[1])
+    right.set(
+        title=f"its FGSM perturbations, given to a {method} network",
+        ylabel=f"accuracy of the {method} network,\nabove that under random noise (points)",
+    )
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        _legend(axes, numbers)
+    return figure
+
+
+def _draw_published(left: Axes, right: Axes) -> None:
+    published = json.loads(PUBLISHED.read_text())["fgsm_curve"]
+    noise = published["random_noise_on_PGD10_final"]
+    for axes, name, zero, style, label in (
+        (left, "FGSM_PGD20_robust", 0, "-", "fgsm, published (full size)"),
+        (left, "FGSMplus_PGD20_robust", 0, "-.", "fgsm+, published (full size)"),
+        (right, "transfer_FGSM_i_on_PGD10_final", noise, "-", f"fgsm, published (full size; noise {noise:.1%})"),
+    ):
+        values = [100 * (value - zero) for value in published[name]]
+        axes.plot(published["epoch"], values, style, color="0.65", linewidth=1, label=label, zorder=1)
+
+
+def _draw_reference(axes: Axes, reference: dict) -> None:
+    noise, clean = (reference[name]["accuracy"] for name in ("noise", "clean"))
+    for value, style, label in ((noise, "--", "random noise, same size"), (clean, ":", "no perturbation")):
+        height = 100 * (value - noise)
+        axes.axhline(height, color="black", linestyle=style, linewidth=1.2, label=f"{label} ({value:.1%})")
+
+
+def _draw_group(axes: Axes, value: tuple[str, str], label: str, runs: list[dict], colour: str) -> None:
+    """Each seed faint and their mean; of a single run the 95 % intervals instead. value: keys of a point."""
+    curves = [{p["epoch"]: 100 * p[value[0]][value[1]] for p in run["points"]} for run in runs]
+    shared = [epoch for epoch in curves[0] if all(epoch in curve for curve in curves)]
+    mean = [sum(curve[epoch] for curve in curves) / len(curves) for epoch in shared]
+    words = f"{label} (mean of {len(runs)} seeds)" if len(runs) > 1 else f"{label} (95 % interval)"
+    axes.plot(shared, mean, "o-", color=colour, linewidth=2, markersize=3, label=words, zorder=3)
+    if len(runs) > 1:
+        for curve in curves:
+            axes.plot(list(curve), list(curve.values()), color=colour, linewidth=0.8, alpha=0.45, zorder=2)
+    else:
+        low, high = ([100 * p[value[0]][end] for p in runs[0]["points"]] for end in ("low", "high"))
+        axes.fill_between(shared, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
+    for run, curve in zip(runs, curves, strict=True):
+        epoch = run["summary"]["collapsed_at"]
+        if epoch is not None:
+            axes.plot([epoch], [curve[epoch]], "X", color=colour, markeredgecolor="white", markersize=10, zorder=4)
+
+
+def _legend(axes: Axes, numbers: dict) -> None:
+    handles = axes.get_legend_handles_labels()[0]
+    if any(run["summary"]["collapsed_at"] is not None for run in numbers["runs"]):
+        handles.append(Line2D([], [], color="0.3", marker="X", linestyle="", markersize=8, label="collapse"))
+    # below the panel, where it covers no data
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, fontsize=8.5, frameon=False)
+
+
+# ---- command
+
+
+def describe(run: dict, reference: dict) -> str:
+    """One line for a run of `compute`'s numbers."""
+    found, noise = run["summary"], f"random noise {reference['noise']['accuracy']:.1%}"
+    line = f"{run['name']}: PGD-20 peak {found['peak_pgd20']:.1%} (epoch {found['peak_epoch']}), "
+    if found["collapsed_at"] is None:
+        return line + f"no collapse, last {found['last_pgd20']:.1%}; transfer {found['last_transfer']:.1%} ({noise})"
+    return line + (
+        f"collapsed at epoch {found['collapsed_at']}, last {found['last_pgd20']:.1%}; transfer "
+        f"{found['transfer_before']:.1%} before, {found['transfer_after']:.1%} after ({noise})"
+    )
+
+
+def run(config: CollapseConfig) -> None:
+    """`apart-fast analyze collapse`: judge, save numbers and picture, and say what was found.
+
+    Raises:
+        UserError: bad settings; see `compute`.
+    """
+    config.check()
+    numbers = compute(config)
+    paths = output.save(config.out, "collapse", numbers, draw(numbers))
+    for one in numbers["runs"]:
+        print(describe(one, numbers["reference"]))
+    print("written: " + ", ".join(str(path) for path in paths))

@@ -1,0 +1,337 @@
+"""What FGSM perturbations look like before and after a collapse, and numbers for what the eye sees.
+
+The published pictures (arXiv 2010.08034): before the collapse they follow the object, after it they are noise.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+import tyro
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from apart_fast.analysis import output
+from apart_fast.analysis.collapse import open_reference
+from apart_fast.analysis.directions import fgsm_delta, input_gradient, noise_delta, pgd_delta
+from apart_fast.analysis.series import Common, Series, judged_data, load_network, open_series
+from apart_fast.errors import UserError
+from apart_fast.evaluation import Z_95, reproducible
+from apart_fast.loaders import Split
+from apart_fast.methods import get_method
+from apart_fast.trainer import pick_device
+from apart_fast.units import parse_eps
+
+
+@dataclass(kw_only=True)
+class PerturbationsConfig(Common):
+    """The same images with FGSM perturbations of networks before and after collapse, side by side, and for each
+    network, over all the test images (means with 95 % intervals):
+
+    at_bound: share of pixel values moved by eps (at least 0.999 of it); the rest was clipped or has gradient zero.
+    zero: share of pixel values that are not moved at all.
+    like_pgd: correlation of the FGSM perturbation with the network's own PGD-20 perturbation.
+    like_reference: correlation of it with the PGD-20 perturbation of the reference network.
+    across, down: correlation of its signs at neighbouring pixels; near 1 for flat areas, 0 for noise, -1 for stripes.
+    follows_edges: correlation, over the pixels, of the gradient's size with the image's edges (finite differences).
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run with kept weights."""
+    epochs: tuple[int, ...] = ()
+    """Kept epochs to compare. None given: the last one before the collapse and the last one of all; where there was no
+    collapse, the middle and the last one."""
+    reference: Path | None = None
+    """Folder of a finished pgd-10 run to compare with: its last kept weights, or best.pt if it kept none."""
+    shown: int = 8
+    """Images in the picture."""
+
+    def check(self) -> None:
+        super().check()
+        if self.shown < 1:
+            raise UserError(f"--shown {self.shown} is too small: give at least 1")
+        if parse_eps(self.eps) == 0:
+            raise UserError("--eps 0 leaves no perturbation to look at: give more than 0")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the picture: delta, float [shown, H, W, C] in [-eps, eps], and what is written beside it."""
+
+    name: str
+    words: tuple[str, ...]
+    delta: Tensor
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Images float [shown, H, W, C] in [0, 1], the names of their classes, and the perturbations below them."""
+
+    images: Tensor
+    classes: list[str]
+    rows: list[Row]
+    eps: float
+
+
+# ---- measures: float64 [B], one for each image; NaN where an image has none
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson correlation of a and b [B, ...], for each of B; NaN where one of them is constant."""
+    a, b = (v.double().flatten(1) for v in (a, b))
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
+
+
+def edges(images: Tensor) -> Tensor:
+    """Length of the grey image's gradient by finite differences: [B, H, W] from [B, H, W, C]."""
+    down, across = torch.gradient(images.mean(3), dim=(1, 2))
+    return (down.square() + across.square()).sqrt()
+
+
+def basics(delta: Tensor, eps: float) -> dict[str, Tensor]:
+    """at_bound, zero, across and down (see `PerturbationsConfig`) of perturbations [B, H, W, C]."""
+    size, sign = delta.abs().flatten(1), delta.sign()
+    return {
+        "at_bound": (size >= 0.999 * eps).double().mean(1),
+        "zero": (size == 0).double().mean(1),
+        "across": correlation(sign[:, :, 1:], sign[:, :, :-1]),
+        "down": correlation(sign[:, 1:], sign[:, :-1]),
+    }
+
+
+def follows_edges(gradient: Tensor, images: Tensor) -> Tensor:
+    """Correlation over the pixels of |gradient| (mean of the channels) with `edges`; both [B, H, W, C]."""
+    return correlation(gradient.abs().mean(3), edges(images))
+
+
+def mean_interval(values: Tensor) -> dict[str, float | None]:
+    """Mean over the images that have a value, and its normal 95 % interval; None where no image has one."""
+    values = values[~values.isnan()]
+    if not len(values):
+        return {"mean": None, "low": None, "high": None}
+    mean, half = values.mean().item(), Z_95 * values.std(correction=0).item() / math.sqrt(len(values))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+# ---- numbers
+
+
+class _Images:
+    """The test images in batches, on the device."""
+
+    def __init__(self, config: PerturbationsConfig, split: Split, networks: int):
+        self._split, self.size, self.device = split, config.batch_size, pick_device(config.device)
+        # None: only where somebody is watching a terminal
+        self.bar = tqdm(
+            total=networks * -(-len(split) // self.size),
+            desc="perturbations",
+            unit="batch",
+            leave=False,
+            disable=None if config.progress else True,
+        )
+
+    def measure(
+        self, look: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+    ) -> tuple[dict[str, dict], Tensor]:
+        """Means over all images of the values that look(images, labels) gives, and its perturbations [N, H, W, C] on
+        the CPU."""
+        found: dict[str, list[Tensor]] = {}
+        deltas = []
+        for x, y in zip(self._split.images.split(self.size), self._split.labels.split(self.size), strict=True):
+            delta, values = look(x.to(self.device).float().div(255), y.to(self.device))
+            deltas.append(delta.cpu())
+            for name, value in values.items():
+                found.setdefault(name, []).append(value.cpu())
+            self.bar.update()
+        return {name: mean_interval(torch.cat(parts)) for name, parts in found.items()}, torch.cat(deltas)
+
+
+def _measure(images: _Images, model: nn.Module, eps: float, reference: Tensor | None) -> tuple[dict[str, dict], Tensor]:
+    """Numbers of a network (see `PerturbationsConfig`), and its FGSM perturbations.
+
+    reference: PGD-20 perturbations of the reference network, [N, H, W, C] on the CPU.
+    """
+    targets = iter(()) if reference is None else iter(reference.split(images.size))
+
+    def look(x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        delta = fgsm_delta(model, x, y, eps)
+        values = basics(delta, eps) | {"like_pgd": correlation(delta, pgd_delta(model, x, y, eps))}
+        for target in islice(targets, 1):
+            values["like_reference"] = correlation(delta, target.to(delta))
+        return delta, values | {"follows_edges": follows_edges(input_gradient(model, x, y), x)}
+
+    return images.measure(look)
+
+
+def _measure_reference(images: _Images, model: nn.Module, eps: float) -> tuple[dict[str, dict], Tensor]:
+    """Numbers of the reference's PGD-20 perturbations, and these."""
+
+    def look(x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        delta = pgd_delta(model, x, y, eps)
+        return delta, basics(delta, eps) | {"follows_edges": follows_edges(input_gradient(model, x, y), x)}
+
+    return images.measure(look)
+
+
+def compute(config: PerturbationsConfig) -> tuple[dict, Picture]:
+    """Measure the perturbations of each epoch.
+
+    Returns:
+        numbers: settings; `epochs`, one {epoch, collapsed, <name>: {mean, low, high}} for each (names: see
+        `PerturbationsConfig`; `collapsed`: what the run's own probe said, None without one); `noise` and `reference`:
+        the same names for random signs and for the reference's PGD-20 perturbation, as far as they have them. And what
+        `draw` needs.
+
+    Raises:
+        UserError: not a finished run, an epoch that was not kept, different data sets, missing data.
+    """
+    (one,) = open_series([config.run], weights=True)
+    reference, path = open_reference(config.reference, one) if config.reference else (None, None)
+    epochs = choose_epochs(one, config.epochs)
+    data, split = judged_data(config, [one])
+    eps, shown = parse_eps(config.eps), spread(split.labels, config.shown)
+    rows, images = [], _Images(config, split, len(epochs) + bool(reference))
+    numbers = {
+        **{"run": one.name, "method": get_method(one.config.method).name, "dataset": one.config.dataset},
+        **{"images": len(split), "eps": eps, "seed": config.seed, "epochs": []},
+        "noise": _measure_noise(split, eps, config.seed),
+        "reference": None,
+    }
+    with images.bar, reproducible():
+        target = None
+        if reference:
+            found, target = _measure_reference(images, load_network(path, images.device), eps)
+            method = get_method(reference.config.method).name
+            numbers["reference"] = {"name": reference.name, "method": method, "weights": path.name, **found}
+        collapsed = {record["epoch"]: record.get("collapsed") for record in one.records}
+        for epoch in epochs:
+            found, delta = _measure(images, one.model(epoch, images.device), eps, target)
+            numbers["epochs"].append({"epoch": epoch, "collapsed": collapsed.get(epoch), **found})
+            rows.append(Row(_title(epoch, collapsed.get(epoch)), _words(found), delta[shown]))
+    if reference:
+        rows.append(Row(f"PGD-20, {method} network", _words(numbers["reference"]), target[shown]))
+    picture = split.images[shown].float() / 255, [data.classes[i] for i in split.labels[shown].tolist()]
+    return numbers, Picture(*picture, rows, eps)
+
+
+def _measure_noise(split: Split, eps: float, seed: int) -> dict[str, dict]:
+    """What chance gives: a perturbation of random signs, and a random gradient."""
+    images, generator = split.images.float() / 255, torch.Generator().manual_seed(seed)
+    delta = noise_delta(images, eps, generator)
+    values = basics(delta, eps) | {
+        "follows_edges": follows_edges(torch.rand(images.shape, generator=generator), images)
+    }
+    return {name: mean_interval(value) for name, value in values.items()}
+
+
+def choose_epochs(one: Series, wanted: tuple[int, ...]) -> list[int]:
+    """The epochs asked for; none: before and after the collapse, or the middle and the last one (see the config).
+
+    Raises:
+        UserError: the weights of an epoch asked for were not kept.
+    """
+    kept = list(one.weights)
+    for epoch in wanted:
+        if epoch not in one.weights:
+            raise UserError(f"--epochs {epoch}: {one.name} kept no weights of it; it kept {', '.join(map(str, kept))}")
+    if wanted:
+        return list(dict.fromkeys(wanted))
+    fall = next((record["epoch"] for record in one.records if record.get("collapsed")), None)
+    before = [epoch for epoch in kept if fall is not None and epoch < fall]
+    if before and before[-1] != kept[-1]:
+        return [before[-1], kept[-1]]
+    return list(dict.fromkeys([kept[(len(kept) - 1) // 2], kept[-1]]))
+
+
+def spread(labels: Tensor, count: int) -> list[int]:
+    """Positions of `count` images (or all of them) of as many classes as possible: the first of each class, then the
+    second of each, and so on."""
+    seen: dict[int, int] = {}
+    order = []
+    for i, label in enumerate(labels.tolist()):
+        seen[label] = seen.get(label, 0) + 1
+        order.append((seen[label], i))
+    return sorted(i for _, i in sorted(order)[:count])
+
+
+# ---- picture
+
+
+def _title(epoch: int, collapsed: bool | None) -> str:
+    said = {True: "\n(collapsed)", False: "\n(not collapsed)"}
+    return f"FGSM, epoch {epoch}" + said.get(collapsed, "")
+
+
+def _words(found: dict) -> tuple[str, ...]:
+    """The key numbers of a row, one for each line."""
+    lines = {
+        "at_bound": "moved by eps {:.0%}",
+        "across": "neighbour across r = {:.2f}",
+        "down": "neighbour down r = {:.2f}",
+        "like_pgd": "own PGD-20 r = {:.2f}",
+        "like_reference": "reference r = {:.2f}",
+    }
+    means = {name: found[name]["mean"] for name in lines if name in found}
+    return tuple(lines[name].format(mean) for name, mean in means.items() if mean is not None)
+
+
+def draw(picture: Picture) -> Figure:
+    """Images in the first row, below them each `Row` (a colour channel's 0 is -eps, 1/2 no change, 1 +eps)."""
+    columns, count = len(picture.images), 1 + len(picture.rows)
+    figure = Figure(figsize=(2.6 + 1.25 * columns, 0.5 + 1.34 * count), layout="constrained")
+    axes = figure.subplots(count, columns, squeeze=False)
+    scaled = [(row.delta / (2 * picture.eps) + 0.5).clamp(0, 1) for row in picture.rows]
+    for r, tensors in enumerate([picture.images, *scaled]):
+        for i, pixels in enumerate(tensors):
+            axes[r, i].imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes[r, i].set(xticks=[], yticks=[])
+    for i, name in enumerate(picture.classes):
+        axes[0, i].set_title(name, fontsize=10)
+    _beside(axes[0, 0], "image", ())
+    for r, row in enumerate(picture.rows, 1):
+        _beside(axes[r, 0], row.name, row.words)
+    eps = f"{picture.eps * 255:.3g}/255"
+    figure.suptitle(
+        f"eps {eps}; in each colour channel dark: -eps, medium: no change, bright: +eps", fontsize=10, wrap=True
+    )
+    return figure
+
+
+def _beside(axes, name: str, words: tuple[str, ...]) -> None:
+    """Text to the left of a row: its name, and smaller lines below it."""
+    lines = name.count("\n") + 1
+    # one block of text for each size, meeting at the height that their numbers of lines give
+    height = 0.5 + 0.065 * (len(words) - lines)
+    at = dict(xycoords="axes fraction", textcoords="offset points", xytext=(-8, 0), ha="right")
+    axes.annotate(name, (0, height), va="bottom" if words else "center", fontsize=10, weight="bold", **at)
+    axes.annotate("\n".join(words), (0, height), va="top", fontsize=8.5, color="0.25", **at)
+
+
+# ---- command
+
+
+def _describe(name: str, found: dict) -> str:
+    means = {key: value["mean"] for key, value in found.items() if isinstance(value, dict)}
+    return f"{name}: " + ", ".join(f"{key} {mean:.3f}" for key, mean in means.items() if mean is not None)
+
+
+def run(config: PerturbationsConfig) -> None:
+    """`apart-fast analyze perturbations`: measure, save numbers and picture, and say what was found.
+
+    Raises:
+        UserError: bad settings; see `compute`.
+    """
+    config.check()
+    numbers, picture = compute(config)
+    paths = output.save(config.out, "perturbations", numbers, draw(picture))
+    for found in numbers["epochs"]:
+        print(_describe(f"{numbers['run']}, epoch {found['epoch']}", found))
+    if numbers["reference"]:
+        print(_describe(f"{numbers['reference']['name']}, PGD-20", numbers["reference"]))
+    print(_describe("random noise", numbers["noise"]))
+    print("written: " + ", ".join(str(path) for path in paths))

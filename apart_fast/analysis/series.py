@@ -1,0 +1,129 @@
+"""Finished runs as series of checkpoints: what every analysis reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from apart_fast import checkpoint
+from apart_fast.config import TrainConfig
+from apart_fast.errors import UserError
+from apart_fast.loaders import Dataset, Split, load_dataset, subset
+from apart_fast.models import build_model
+from apart_fast.records import RunFolder
+from apart_fast.trainer import pick_device
+from apart_fast.units import parse_eps
+
+
+@dataclass
+class Common:
+    """What every analysis takes."""
+
+    images: int = 1000
+    """Number of test images (a fixed subset)."""
+    eps: str = "8/255"
+    """Radius of the L-inf ball of the attacks, a fraction of the pixel range; PGD's step is a quarter of it."""
+    batch_size: int = 256
+    """Images that go through a model at a time."""
+    seed: int = 0
+    """Of random starts and noise."""
+    data_dir: Path = Path("data")
+    """Where the data lies, or is downloaded to."""
+    download: bool = True
+    """Download a missing data set."""
+    device: str | None = None
+    """cuda, cuda:1, cpu, ... None: a GPU if there is one."""
+    progress: bool = True
+    """Show progress bars (never shown where the output is not a terminal)."""
+    out: Path = Path("runs/analysis")
+    """Folder for pictures (PNG and SVG) and numbers (JSON)."""
+
+    def check(self) -> None:
+        """Refuse values that make no sense.
+
+        Raises:
+            UserError: one line with the flag and the values it takes.
+        """
+        for name in ("images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small: give at least 1")
+        parse_eps(self.eps)
+        pick_device(self.device)
+
+
+@dataclass(frozen=True)
+class Series:
+    """A finished run.
+
+    Attributes:
+        name: of the folder, unique among the runs read together.
+        config: its settings.
+        records: lines of metrics.jsonl, one for each epoch.
+        weights: epoch (from 1) -> file, for the kept epochs, in order.
+    """
+
+    name: str
+    folder: RunFolder
+    config: TrainConfig
+    records: list[dict]
+    weights: dict[int, Path] = field(default_factory=dict)
+
+    def model(self, epoch: int, device: torch.device) -> nn.Module:
+        """The network after `epoch`, in eval mode, channels-last."""
+        return load_network(self.weights[epoch], device)
+
+
+def load_network(path: Path, device: torch.device) -> nn.Module:
+    """The network of a checkpoint, in eval mode, channels-last.
+
+    Raises:
+        UserError: missing or damaged file.
+    """
+    state = checkpoint.load(path, device)
+    model = build_model(**state["description"]).to(device, memory_format=torch.channels_last)
+    checkpoint.load_model(model, state["model"], path)
+    return model.eval()
+
+
+def open_series(paths: Sequence[Path], *, weights: bool) -> list[Series]:
+    """Read run folders.
+
+    Args:
+        paths: folders of finished runs, all on one data set.
+        weights: whether the weights of epochs are needed (`--keep-weights`).
+
+    Raises:
+        UserError: not a run, unfinished, no kept weights, or runs on different data sets.
+    """
+    if not paths:
+        raise UserError("no runs: name one or more run folders")
+    series = []
+    for path in paths:
+        folder, config = RunFolder.open(path)
+        folder.summary()  # refuses an unfinished run
+        kept = folder.kept_weights()
+        if weights and not kept:
+            raise UserError(f"{path} kept no weights of its epochs: train it with --keep-weights 1")
+        series.append(Series(path.name or str(path), folder, config, folder.metrics(), kept))
+    names = [one.name for one in series]
+    if len(set(names)) < len(names):  # same folder name in different places
+        series = [Series(str(p), s.folder, s.config, s.records, s.weights) for p, s in zip(paths, series, strict=True)]
+    for one in series[1:]:
+        if one.config.dataset != series[0].config.dataset:
+            raise UserError(
+                f"{one.name} was trained on {one.config.dataset}, {series[0].name} on {series[0].config.dataset}: "
+                "compare runs on one data set"
+            )
+    return series
+
+
+def judged_data(config: Common, series: Sequence[Series]) -> tuple[Dataset, Split]:
+    """(data set of the runs, its first `config.images` test images).
+
+    Raises:
+        UserError: missing or damaged data.
+    """
+    data = load_dataset(series[0].config.dataset, config.data_dir, download=config.download, progress=config.progress)
+    return data, subset(data.test, min(config.images, len(data.test)))

@@ -1,0 +1,346 @@
+"""Every method of the family on one data set with the same budget and several seeds: who is robust, and at what cost.
+
+    python benchmarks/methods.py --data-dir data                                # reduced size, CPU
+    python benchmarks/methods.py --data-dir data --recipe paper --amp           # full size, GPU
+
+Trains what is missing, judges the last weights of each run, times a step of each method in turns, and writes a table
+(JSON and Markdown), a model card for each run, the pictures of `apart-fast analyze` and a report. Finished work is not
+repeated and an unfinished run goes on where it was, so the command may be stopped (Ctrl-C, SIGTERM, a time limit) and
+given again as often as needed.
+"""
+
+import functools
+import json
+import shutil
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import tyro
+
+from apart_fast import METHODS as FAMILY
+from apart_fast import Apart, build_model, evaluate
+from apart_fast.analysis import collapse, curves, gradients, perturbations
+from apart_fast.analysis.series import load_network
+from apart_fast.card import write_card
+from apart_fast.cli import guarded
+from apart_fast.config import MOVABLE, TrainConfig
+from apart_fast.errors import UserError
+from apart_fast.evaluation import describe
+from apart_fast.files import atomic_write
+from apart_fast.graph import GraphedStep
+from apart_fast.interleave import interleave
+from apart_fast.loaders import Batch, Dataset, load_dataset, subset
+from apart_fast.methods import get_method
+from apart_fast.optim import SGD
+from apart_fast.records import RunFolder, environment, to_json
+from apart_fast.report import write_report
+from apart_fast.trainer import AMP_DTYPES, pick_device, train
+
+METHODS = tuple(get_method(base).name for base in FAMILY)
+REFERENCE = "pgd-10"
+# settings that do not change what is learned, so that a run made with others is still the run asked for
+FREE = {*MOVABLE, "recipe", "out", "resume", "threads", "keep_weights", "checkpoint_every", "log_every", "val_every"}
+KEPT = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "card.json", "evaluation.json")
+
+
+@dataclass
+class Config:
+    """Compare the methods: train, judge, time, tabulate, draw."""
+
+    data_dir: Path = Path("data")
+    """Where the data lies, or is downloaded to."""
+    recipe: str = "small"
+    """Settings that all runs share: small (CPU), paper, ..."""
+    methods: tuple[str, ...] = METHODS
+    """Methods to compare."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Seeds to train each of them with."""
+    amp: bool = False
+    """Train in bfloat16."""
+    device: str | None = None
+    """cuda, cpu, ... None: a GPU if there is one."""
+    runs: Path | None = None
+    """Folder of the runs. None: runs/methods-<recipe>."""
+    out: Path | None = None
+    """Folder of what is worth keeping. None: benchmarks/results/methods-<recipe>."""
+    strong_images: int = 200
+    """Test images for PGD-50 with 10 restarts."""
+    autoattack_images: int = 0
+    """Test images for AutoAttack (needs pyautoattack). 0: without."""
+    rounds: int = 5
+    """Rounds in which a step of each method is timed in turn."""
+    stages: tuple[str, ...] = ()
+    """Any of train, judge, cost, table, pictures. None given: all."""
+
+    def __post_init__(self):
+        self.runs = self.runs or Path("runs") / f"methods-{self.recipe}"
+        self.out = self.out or Path("benchmarks/results") / f"methods-{self.recipe}"
+
+    def wanted(self, method: str, seed: int) -> TrainConfig:
+        """The settings of a run."""
+        return TrainConfig.of(
+            self.recipe,
+            data_dir=self.data_dir,
+            method=method,
+            seed=seed,
+            amp=self.amp,
+            device=self.device,
+            keep_weights=1,
+            out=self.folder(method, seed),
+        )
+
+    def folder(self, method: str, seed: int) -> Path:
+        """Where a run lies."""
+        return self.runs / f"{method}-{seed}"
+
+    def all_runs(self) -> list[tuple[str, int]]:
+        """(method, seed) of every run."""
+        return [(method, seed) for method in self.methods for seed in self.seeds]
+
+
+def finished(config: Config) -> dict[tuple[str, int], RunFolder]:
+    """The runs that have ended.
+
+    Raises:
+        UserError: one of them was made with other settings.
+    """
+    found = {}
+    for method, seed in config.all_runs():
+        path = config.folder(method, seed)
+        if not (path / "config.json").is_file():
+            continue
+        folder, made = RunFolder.open(path)
+        wanted = config.wanted(method, seed)
+        names = [f.name for f in fields(made) if f.name not in FREE]
+        other = [name for name in names if getattr(made, name) != getattr(wanted, name)]
+        if other:
+            raise UserError(f"{path} was made with another {', '.join(other)}: choose another --runs, or delete it")
+        if (path / "summary.json").is_file():
+            found[method, seed] = folder
+    return found
+
+
+# ---- stages
+
+
+def train_missing(config: Config) -> None:
+    """Train what is missing and go on with what is unfinished."""
+    done = finished(config)
+    for method, seed in config.all_runs():
+        if (method, seed) in done:
+            continue
+        path = config.folder(method, seed)
+        print(f"\n== {method}, seed {seed}")
+        begun = (path / "config.json").is_file()
+        train(TrainConfig(data_dir=config.data_dir, resume=path) if begun else config.wanted(method, seed))
+
+
+def judge(config: Config) -> None:
+    """Attack the last weights of each run; evaluation.json and card.json in its folder."""
+    device = pick_device(config.device)
+    jobs = {
+        "standard": (("clean", "pgd-20"), 1, None),
+        "strong": (("pgd-50",), 10, config.strong_images),
+        "autoattack": (("autoattack",), 1, config.autoattack_images),
+    }
+    for (method, seed), folder in finished(config).items():
+        made = RunFolder.open(folder.path)[1]
+        data = load_dataset(made.dataset, config.data_dir)
+        file = folder.path / "evaluation.json"
+        reports = json.loads(file.read_text()) if file.is_file() else {}
+        for job, (attacks, restarts, images) in jobs.items():
+            n = min(len(data.test), images if images is not None else made.test_images or len(data.test))
+            if n == 0 or reports.get(job, {}).get("n") == n:
+                continue
+            test = subset(data.test, n)
+            report = evaluate(
+                load_network(folder.last, device),
+                test.images,
+                test.labels,
+                eps=made.eval_eps,
+                attacks=attacks,
+                restarts=restarts,
+                batch_size=256,
+                device=device,
+            )
+            reports[job] = asdict(report)
+            folder.write("evaluation.json", reports)
+            print(f"{method}, seed {seed}, {n} test images: {describe(reports[job])}", flush=True)
+        write_card(folder, made)
+
+
+def cost(config: Config) -> None:
+    """Time a step (with the update of the weights) of each method, in turns; cost.json."""
+    device = pick_device(config.device)
+    data = load_dataset(config.wanted(REFERENCE, 0).dataset, config.data_dir)
+    timings = interleave(
+        {method: _step(config, method, data, device) for method in config.methods},
+        rounds=config.rounds,
+        warm_up=5 if device.type == "cuda" else 1,
+        device=str(device),
+    )
+    rows = {
+        method: {"seconds": timings.median(method), "over_reference": asdict(timings.ratio(method, REFERENCE))}
+        for method in config.methods
+        if REFERENCE in config.methods
+    }
+    atomic_write(config.out / "cost.json", to_json({"steps": rows, "environment": environment()}))
+
+
+def _step(config: Config, method: str, data: Dataset, device: torch.device) -> Callable[[], None]:
+    made = config.wanted(method, 0)
+    n, shape = made.batch_size, tuple(data.train.images.shape[1:])
+    h, w, c = shape
+    model = build_model(made.model, len(data.classes), in_channels=c, image_size=(h, w), width=made.width)
+    model.to(device, memory_format=torch.channels_last)
+    amp = AMP_DTYPES[made.amp_dtype] if made.amp else None
+    apart = Apart(model, 4 * n, shape, padding=made.padding, eps=made.eps, method=method, amp=amp)
+    optimizer = SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=made.weight_decay)
+    generator = torch.Generator().manual_seed(0)
+    batch = Batch(
+        data.train.images[:n].to(device),
+        torch.arange(n, device=device),
+        data.train.labels[:n].to(device),
+        torch.arange(n, device=device),
+        torch.randint(0, 2 * made.padding + 1, (n, 2), generator=generator).to(device),
+        torch.zeros(n, dtype=torch.bool, device=device),
+    )
+
+    def advance(b: Batch) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        apart.step(b.images, b.labels, b.indices, rows=b.rows, offsets=b.offsets, flips=b.flips)
+        optimizer.step()
+
+    if device.type == "cuda":
+        advance = GraphedStep(advance, n, [apart.generator])
+    return functools.partial(advance, batch)
+
+
+def table(config: Config) -> None:
+    """One row for each method: means over the seeds, the worst seed, and the cost; table.json and table.md."""
+    runs = finished(config)
+    if not runs:
+        raise UserError(f"no finished run in {config.runs}: let the stage train end first")
+    costs = {}
+    if (config.out / "cost.json").is_file():
+        costs = json.loads((config.out / "cost.json").read_text())["steps"]
+    rows = []
+    for method in config.methods:
+        mine = {seed: folder for (name, seed), folder in runs.items() if name == method}
+        if mine:
+            rows.append(_row(method, mine, costs.get(method)))
+    for (method, seed), folder in runs.items():
+        for name in KEPT:
+            if (folder.path / name).is_file():
+                target = config.out / f"{method}-{seed}" / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder.path / name, target)
+    atomic_write(config.out / "table.json", to_json({"rows": rows, "environment": environment()}))
+    text = _markdown(rows, config)
+    atomic_write(config.out / "table.md", text)
+    print(text)
+
+
+def _row(method: str, folders: dict[int, RunFolder], cost_row: dict | None) -> dict:
+    summaries = {seed: folder.summary() for seed, folder in folders.items()}
+    row: dict = {"method": method, "seeds": sorted(folders), "passes": get_method(method).passes}
+    figures: dict[str, list[dict]] = {}
+    for folder in folders.values():
+        file = folder.path / "evaluation.json"
+        for report in json.loads(file.read_text()).values() if file.is_file() else ():
+            for attack, result in report["attacks"].items():
+                figures.setdefault(attack, []).append(result)
+    for attack, results in figures.items():
+        values = [result["accuracy"] for result in results]
+        row[attack] = {
+            "mean": statistics.mean(values),
+            "worst": min(values),
+            "seeds": len(values),
+            "images": results[0]["n"],
+        }
+    row["best_weights_pgd20"] = statistics.mean(
+        s["test"]["best"]["attacks"]["pgd-20"]["accuracy"] for s in summaries.values()
+    )
+    row["collapsed_at"] = {seed: summary["collapsed_at"] for seed, summary in summaries.items()}
+    row["omega_bytes"] = max(summary["memory_bytes"] for summary in summaries.values())
+    row["peak_gpu_bytes"] = max(summary.get("peak_gpu_bytes", 0) for summary in summaries.values()) or None
+    row["step"] = cost_row
+    return row
+
+
+def _markdown(rows: list[dict], config: Config) -> str:
+    attacks = [a for a in ("clean", "pgd-20", "pgd-50", "autoattack") if any(a in row for row in rows)]
+    titles = {"clean": "clean", "pgd-20": "PGD-20", "pgd-50": "PGD-50 x 10", "autoattack": "AutoAttack"}
+    images = {a: next(row[a]["images"] for row in rows if a in row) for a in attacks}
+    head = ["method", *(f"{titles[a]} ({images[a]:,})" for a in attacks), "PGD-20, worst seed", "PGD-20, best weights"]
+    head += ["collapsed at epoch (by seed)", "passes", f"step / {REFERENCE} step", "omega MB"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        cells = [row["method"], *(f"{row[a]['mean']:.1%}" if a in row else "-" for a in attacks)]
+        cells += [f"{row['pgd-20']['worst']:.1%}" if "pgd-20" in row else "-", f"{row['best_weights_pgd20']:.1%}"]
+        fell = [", ".join(map(str, epochs)) or "no" for epochs in row["collapsed_at"].values()]
+        cells.append(" / ".join(fell) if row["method"] != "standard" else "-")
+        cells.append(f"{row['passes']} F")
+        ratio = row["step"] and row["step"]["over_reference"]
+        cells.append(f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]" if ratio else "-")
+        cells.append(f"{row['omega_bytes'] / 1e6:.0f}")
+        lines.append(cells)
+    made = config.wanted(METHODS[0], 0)
+    about = (
+        f"# Methods on {made.dataset}, recipe {config.recipe}\n\n"
+        f"{made.epochs} epochs of {made.train_images or 'all'} images, {made.model} of width factor {made.width}, "
+        f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}, seeds {', '.join(map(str, config.seeds))}; "
+        f"last weights, mean over the seeds, test images in brackets; attacks within {made.eval_eps}. "
+        "Step times: medians with quartiles, taken in turns in one process.\n\n"
+    )
+    return about + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def pictures(config: Config) -> None:
+    """What `apart-fast analyze` and `apart-fast report` make of the runs."""
+    runs = finished(config)
+    common = dict(data_dir=config.data_dir, device=config.device, out=config.out)
+    paths = [folder.path for folder in runs.values()]
+    watched = [folder.path for (method, _), folder in runs.items() if method in ("fgsm", "fgsm+", "apart")]
+    curves.run(curves.CurvesConfig(runs=tuple(paths), **common))
+    reference = runs.get((REFERENCE, config.seeds[0]))
+    if reference and watched:
+        collapse.run(collapse.CollapseConfig(runs=tuple(watched), reference=reference.path, images=500, **common))
+    if watched:
+        gradients.run(gradients.GradientsConfig(runs=tuple(watched), **common))
+    fallen = runs.get(("fgsm", config.seeds[0]))
+    if fallen:
+        perturbations.run(
+            perturbations.PerturbationsConfig(run=fallen.path, reference=reference and reference.path, **common)
+        )
+    write_report(paths, config.out / "report.html")
+
+
+STAGES: dict[str, Callable[[Config], None]] = {
+    "train": train_missing,
+    "judge": judge,
+    "cost": cost,
+    "table": table,
+    "pictures": pictures,
+}
+
+
+def main(config: Config) -> None:
+    """Run the stages.
+
+    Raises:
+        UserError: no such stage, or what a stage says.
+    """
+    unknown = set(config.stages) - STAGES.keys()
+    if unknown:
+        raise UserError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
+    for name in config.stages or STAGES:
+        STAGES[name](config)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(tyro.cli(Config, description=__doc__))))
