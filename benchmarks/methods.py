@@ -61,6 +61,8 @@ class Config:
     """Seeds to train each of them with."""
     amp: bool = False
     """Train in bfloat16."""
+    eps: str | None = None
+    """Radius in training. None: that of the recipe."""
     device: str | None = None
     """cuda, cpu, ... None: a GPU if there is one."""
     runs: Path | None = None
@@ -82,8 +84,10 @@ class Config:
 
     def wanted(self, method: str, seed: int) -> TrainConfig:
         """The settings of a run."""
+        radius = {} if self.eps is None else {"eps": self.eps}
         return TrainConfig.of(
             self.recipe,
+            **radius,
             data_dir=self.data_dir,
             method=method,
             seed=seed,
@@ -276,11 +280,21 @@ def _markdown(rows: list[dict], config: Config) -> str:
     attacks = [a for a in ("clean", "pgd-20", "pgd-50", "autoattack") if any(a in row for row in rows)]
     titles = {"clean": "clean", "pgd-20": "PGD-20", "pgd-50": "PGD-50 x 10", "autoattack": "AutoAttack"}
     images = {a: next(row[a]["images"] for row in rows if a in row) for a in attacks}
-    head = ["method", *(f"{titles[a]} ({images[a]:,})" for a in attacks), "PGD-20, worst seed", "PGD-20, best weights"]
+    head = [
+        "method",
+        "seeds",
+        *(f"{titles[a]} ({images[a]:,})" for a in attacks),
+        "PGD-20, worst seed",
+        "PGD-20, best weights",
+    ]
     head += ["collapsed at epoch (by seed)", "passes", f"step / {REFERENCE} step", "omega MB"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        cells = [row["method"], *(f"{row[a]['mean']:.1%}" if a in row else "-" for a in attacks)]
+        cells = [
+            row["method"],
+            str(len(row["seeds"])),
+            *(f"{row[a]['mean']:.1%}" if a in row else "-" for a in attacks),
+        ]
         cells += [f"{row['pgd-20']['worst']:.1%}" if "pgd-20" in row else "-", f"{row['best_weights_pgd20']:.1%}"]
         fell = [", ".join(map(str, epochs)) or "no" for epochs in row["collapsed_at"].values()]
         cells.append(" / ".join(fell) if row["method"] != "standard" else "-")
@@ -293,7 +307,7 @@ def _markdown(rows: list[dict], config: Config) -> str:
     about = (
         f"# Methods on {made.dataset}, recipe {config.recipe}\n\n"
         f"{made.epochs} epochs of {made.train_images or 'all'} images, {made.model} of width factor {made.width}, "
-        f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}, seeds {', '.join(map(str, config.seeds))}; "
+        f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}, eps {made.eps} in training; "
         f"last weights, mean over the seeds, test images in brackets; attacks within {made.eval_eps}. "
         "Step times: medians with quartiles, taken in turns in one process.\n\n"
     )

@@ -36,8 +36,8 @@ def epochs(tmp_path_factory):
     for name in NAMES:
         method, loader = name.split(", ")
         config = TrainConfig(
-            method=method, loader=loader, width=WIDTH, batch_size=setting.batch, amp=True, val_images=16, workers=1,
-            progress=False, device=setting.device,
+            method=method, loader=loader, width=WIDTH, batch_size=setting.batch, amp=setting.amp is not None,
+            val_images=16, workers=1, progress=False, device=setting.device,
         )  # fmt: skip
         config.check()
         trainers[name] = Trainer(config, RunFolder(tmp_path_factory.mktemp("run")), data)
