@@ -1,7 +1,8 @@
 """Block perturbation at named points of any `torch.nn.Module` (APART steps 1 and 3).
 
 A point is written `pattern` or `pattern:input` (what enters the submodule is perturbed) or `pattern:output` (what
-leaves it), where the pattern matches submodule names as a shell would: `layer*.*.conv1`.
+leaves it), where the pattern matches submodule names as a shell would: `layer*.*.conv1`. At the output of an `nn.ReLU`
+the step and the relu are one kernel.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apart_fast import kernels
@@ -43,6 +45,59 @@ class _AddSign(torch.autograd.Function):
         return grad, None, kernels.sign_dot(grad, s)
 
 
+class _ReluCaptureSign(torch.autograd.Function):
+    """relu; its backward also leaves the sign of the gradient (int8) in `signs[i]`."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, signs: list, i: int) -> Tensor:
+        a = F.relu(z)
+        ctx.save_for_backward(a)
+        ctx.signs, ctx.i = signs, i
+        return a
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (a,) = ctx.saved_tensors
+        ctx.signs[ctx.i], dz = kernels.relu_capture_sign(grad, a)
+        return dz, None, None
+
+
+class _ReluAddSign(torch.autograd.Function):
+    """`relu(z) + alpha * s`; the gradient of alpha is `sum(grad * s)`."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(z, s)
+        return kernels.relu_add_sign(z, s, alpha)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        dz, dot = kernels.relu_sign_dot(grad, *ctx.saved_tensors)
+        return dz, None, dot
+
+
+class PointReLU(nn.ReLU):
+    """A ReLU that leaves its work to a block point while that is active."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        """relu(z), with what the point does to it."""
+        a = self._at(z)
+        return F.relu(z) if a is None else a
+
+
+class _Fused:
+    """Handle of a ReLU whose class was changed (its hooks, names and copies work as before)."""
+
+    def __init__(self, relu: nn.ReLU, at):
+        self._relu, self._at = relu, at
+        relu.__class__, relu._at = PointReLU, at
+
+    def remove(self) -> None:
+        if vars(self._relu).get("_at") is self._at:
+            self._relu.__class__ = nn.ReLU
+            del self._relu._at
+
+
 def match_points(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, str]]:
     """(submodule name, `input` | `output`) of every point, in the order of `model.named_modules()`.
 
@@ -64,7 +119,7 @@ def match_points(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, s
 
 
 class BlockPoints:
-    """Hooks on a model that are silent except inside `capturing()` and `perturbing()`.
+    """Hooks and fused ReLUs on a model that are silent except inside `capturing()` and `perturbing()`.
 
     Args:
         model: any module. Copies of it (EMA) keep silent.
@@ -76,18 +131,17 @@ class BlockPoints:
         self._act = None
         self._calls: list[int] = []
         modules = dict(model.named_modules())
-        self._handles = [
-            _hook(modules[name], side, i, self) for i, (name, side) in enumerate(self.points)
-        ]  # fmt: skip
         for name, _ in self.points:
             if getattr(modules[name], "inplace", False):
                 raise UserError(f"block point {name!r} works in place: make it with inplace=False, or name another")
+        self._fused = [_can_fuse(modules[name], side) for name, side in self.points]
+        self._handles = [self._attach(modules[name], side, i) for i, (name, side) in enumerate(self.points)]
 
     def __len__(self) -> int:
         return len(self.points)
 
     def remove(self) -> None:
-        """Take the hooks off the model again."""
+        """Take the hooks off the model again, and make its ReLUs what they were."""
         for handle in self._handles:
             handle.remove()
 
@@ -99,14 +153,16 @@ class BlockPoints:
     def capturing(self) -> Iterator[list[Tensor | None]]:
         """Within: a backward through the model fills the yielded list with int8 signs of the gradients there."""
         signs: list[Tensor | None] = [None] * len(self)
-        with self._active(lambda i, a: _CaptureSign.apply(a, signs, i)):
+        functions = (_CaptureSign, _ReluCaptureSign)
+        with self._active(lambda i, a: functions[self._fused[i]].apply(a, signs, i)):
             yield signs
 
     @contextmanager
     def perturbing(self, signs: Sequence[Tensor], alphas: Iterable[Tensor]) -> Iterator[None]:
         """Within: point i carries `a + alphas[i] * signs[i]`."""
         alphas = list(alphas)
-        with self._active(lambda i, a: _AddSign.apply(a, signs[i], alphas[i])):
+        functions = (_AddSign, _ReluAddSign)
+        with self._active(lambda i, a: functions[self._fused[i]].apply(a, signs[i], alphas[i])):
             yield
 
     @contextmanager
@@ -123,22 +179,30 @@ class BlockPoints:
             )
 
     def _at(self, i: int, a: Tensor) -> Tensor | None:
+        """What point i makes of `a` (of what enters the ReLU, where they are fused); None while silent."""
         if self._act is None:
             return None
         self._calls[i] += 1
         return self._act(i, a)
 
+    def _attach(self, module: nn.Module, side: str, i: int):
+        """Put point i on the module; returns a handle with `remove()`."""
 
-def _hook(module: nn.Module, side: str, i: int, points: BlockPoints):
-    # plain functions: a deepcopy of the model copies them by reference, bound methods would copy `points`
-    def on_input(_module, args):
-        a = points._at(i, args[0])
-        return None if a is None else (a, *args[1:])
+        # plain functions: a deepcopy of the model copies them by reference, bound methods would copy `self`
+        def on_input(_module, args):
+            a = self._at(i, args[0])
+            return None if a is None else (a, *args[1:])
 
-    def on_output(_module, _args, output):
-        return points._at(i, output)
+        def on_output(_module, _args, output):
+            return self._at(i, output)
 
-    return {
-        "input": lambda: module.register_forward_pre_hook(on_input),
-        "output": lambda: module.register_forward_hook(on_output),
-    }[side]()
+        if self._fused[i]:
+            return _Fused(module, lambda z: self._at(i, z))
+        if side == "input":
+            return module.register_forward_pre_hook(on_input)
+        return module.register_forward_hook(on_output)
+
+
+def _can_fuse(module: nn.Module, side: str) -> bool:
+    # an own forward hook comes before the point; a ReLU of other, silent points (in a copy) keeps these
+    return side == "output" and type(module) is nn.ReLU and not module._forward_hooks

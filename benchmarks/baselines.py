@@ -69,8 +69,11 @@ class Released:
         self._input_grad: Tensor | None = None
         self._block_grads: list[Tensor | None] = [None] * len(points)
         modules = dict(model.named_modules())
-        for i, (name, _) in enumerate(points):
-            modules[name].register_forward_pre_hook(lambda _, args, i=i: (self._at_block(i, args[0]),))
+        for i, (name, side) in enumerate(points):
+            if side == "input":
+                modules[name].register_forward_pre_hook(lambda _, args, i=i: (self._at_block(i, args[0]),))
+            else:
+                modules[name].register_forward_hook(lambda _, _args, a, i=i: self._at_block(i, a))
 
     def step(self, indices: Tensor, offsets: Sequence[Sequence[int]], flips: Sequence[bool]) -> None:
         """One step on the examples `indices` (int64 [B]): weight gradients in `p.grad`, step sizes and omega updated.

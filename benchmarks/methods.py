@@ -42,6 +42,7 @@ from apart_fast.trainer import AMP_DTYPES, pick_device, train
 
 METHODS = tuple(get_method(base).name for base in FAMILY)
 REFERENCE = "pgd-10"
+STRONG_RESTARTS = 10  # of PGD-50
 # settings that do not change what is learned, so that a run made with others is still the run asked for
 FREE = {*MOVABLE, "recipe", "out", "resume", "threads", "keep_weights", "checkpoint_every", "log_every", "val_every"}
 KEPT = ("config.json", "environment.json", "metrics.jsonl", "summary.json", "card.json", "evaluation.json")
@@ -146,19 +147,19 @@ def train_missing(config: Config) -> None:
 def judge(config: Config) -> None:
     """Attack the last weights of each run; evaluation.json and card.json in its folder."""
     device = pick_device(config.device)
-    jobs = {
-        "standard": (("clean", "pgd-20"), 1, None),
-        "strong": (("pgd-50",), 10, config.strong_images),
-        "autoattack": (("autoattack",), 1, config.autoattack_images),
-    }
+    # attacks, restarts, test images (None: as many as the run was tested on)
+    jobs = (
+        (("clean", "pgd-20"), 1, None),
+        (("pgd-50",), STRONG_RESTARTS, config.strong_images),
+        (("autoattack",), 1, config.autoattack_images),
+    )
     for (method, seed), folder in finished(config).items():
         made = RunFolder.open(folder.path)[1]
         data = load_dataset(made.dataset, config.data_dir)
-        file = folder.path / "evaluation.json"
-        reports = json.loads(file.read_text()) if file.is_file() else {}
-        for job, (attacks, restarts, images) in jobs.items():
-            n = min(len(data.test), images if images is not None else made.test_images or len(data.test))
-            if n == 0 or reports.get(job, {}).get("n") == n:
+        known = _evaluation(folder)
+        for attacks, restarts, images in jobs:
+            n = min(len(data.test), made.test_images or len(data.test) if images is None else images)
+            if n == 0 or all(known.get(attack, {}).get("n") == n for attack in attacks):
                 continue
             test = subset(data.test, n)
             report = evaluate(
@@ -171,10 +172,17 @@ def judge(config: Config) -> None:
                 batch_size=256,
                 device=device,
             )
-            reports[job] = asdict(report)
-            folder.write("evaluation.json", reports)
-            print(f"{method}, seed {seed}, {n} test images: {describe(reports[job])}", flush=True)
+            known |= asdict(report)["attacks"]
+            about = {"checkpoint": folder.last.name, "eps": report.eps, "restarts of pgd-50": STRONG_RESTARTS}
+            folder.write("evaluation.json", about | {"attacks": known})
+            print(f"{method}, seed {seed}, {n} test images: {describe(asdict(report))}", flush=True)
         write_card(folder, made)
+
+
+def _evaluation(folder: RunFolder) -> dict[str, dict]:
+    """attack -> result, of the run's evaluation.json."""
+    file = folder.path / "evaluation.json"
+    return json.loads(file.read_text())["attacks"] if file.is_file() else {}
 
 
 def cost(config: Config) -> None:
@@ -254,10 +262,8 @@ def _row(method: str, folders: dict[int, RunFolder], cost_row: dict | None) -> d
     row: dict = {"method": method, "seeds": sorted(folders), "passes": get_method(method).passes}
     figures: dict[str, list[dict]] = {}
     for folder in folders.values():
-        file = folder.path / "evaluation.json"
-        for report in json.loads(file.read_text()).values() if file.is_file() else ():
-            for attack, result in report["attacks"].items():
-                figures.setdefault(attack, []).append(result)
+        for attack, result in _evaluation(folder).items():
+            figures.setdefault(attack, []).append(result)
     for attack, results in figures.items():
         values = [result["accuracy"] for result in results]
         row[attack] = {

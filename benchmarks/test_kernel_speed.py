@@ -1,4 +1,5 @@
-"""Kernels against a copy of as many bytes, against their twins, and against the twins through torch.compile."""
+"""Kernels against a copy of as many bytes, against their twins, against the twins through torch.compile, and those that
+take relu along against the kernels without it and torch's own relu."""
 
 import copy
 from collections.abc import Callable
@@ -6,7 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from apart_fast import kernels
 from apart_fast.compiled import compiler_fault
 from apart_fast.interleave import interleave
 from apart_fast.kernels import KERNELS
@@ -95,16 +98,34 @@ CASES: dict[str, Callable[[], Case]] = {
     "capture_sign": lambda: Case((_block(),), BLOCK_VALUES * 3, {}),
     "add_sign": lambda: Case((_block(), _signs(), _scalar(0.01)), BLOCK_VALUES * 5, {}),
     "sign_dot": lambda: Case((_block(), _signs()), BLOCK_VALUES * 3, {}),
+    "relu_capture_sign": lambda: Case((_block(), _block().flip(0)), BLOCK_VALUES * 7, {}),
+    "relu_add_sign": lambda: Case((_block(), _signs(), _scalar(0.01)), BLOCK_VALUES * 5, {}),
+    "relu_sign_dot": lambda: Case((_block(), _block().flip(0), _signs()), BLOCK_VALUES * 7, {}),
     "projected_step": _projected_step,
 }
 
 
+def _relu_backward(grad: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    return torch.ops.aten.threshold_backward(grad, a, 0)
+
+
+# name -> the same in two calls, and the bytes an element that these move
+SEPARATE: dict[str, tuple[Callable, int]] = {
+    "relu_capture_sign": (lambda grad, a: (kernels.capture_sign(grad), _relu_backward(grad, a)), 9),
+    "relu_add_sign": (lambda z, s, alpha: kernels.add_sign(F.relu(z), s, alpha), 9),
+    "relu_sign_dot": (lambda grad, z, s: (_relu_backward(grad, z), kernels.sign_dot(grad, s)), 9),
+}
+
+
 def measure(name: str) -> tuple[dict[str, Callable], Case]:
-    """What can be called for a kernel, each checked against the twin: `kernel` (GPU), `twin`, `compiled twin`."""
+    """What can be called for a kernel, each checked against the twin: `kernel` (GPU), `twin`, `compiled twin`, and
+    `separate` calls."""
     kernel, case = KERNELS[name], CASES[name]()
     found = {"twin": kernel.twin} | ({"kernel": kernel.function} if DEVICE == "cuda" else {})
     if compiler_fault(torch.device(DEVICE)) is None:
         found["compiled twin"] = torch.compile(kernel.twin, dynamic=False)
+    if name in SEPARATE:
+        found["separate"] = SEPARATE[name][0]
     expected = _outputs(kernel.twin, case)
     for what, function in dict(found).items():
         try:
@@ -145,6 +166,8 @@ def test_kernel(name, record):
     mine = "kernel" if DEVICE == "cuda" else "twin"
     rivals = [Rival("copy", 1.0, 0.85 if DEVICE == "cuda" else None)]
     rivals += [Rival(what) for what in ("twin", "compiled twin") if what in found and what != mine]
+    if name in SEPARATE:
+        rivals.append(Rival("separate", SEPARATE[name][1] * BLOCK_VALUES / case.bytes))
     rate = case.bytes / timings.median(mine) / 1e9
     record(timings, mine, *rivals, group=f"{name}, {case.bytes / 1e6:.0f} MB, {DEVICE}", note=f"{rate:.1f} GB/s")
 

@@ -20,6 +20,17 @@ from apart_fast.kernels.block import (
 from apart_fast.kernels.crop import gather_crop, scatter_crop
 from apart_fast.kernels.finish import finish, finish_torch, finish_triton
 from apart_fast.kernels.projected_step import projected_step, projected_step_torch, projected_step_triton
+from apart_fast.kernels.relu_block import (
+    relu_add_sign,
+    relu_add_sign_torch,
+    relu_add_sign_triton,
+    relu_capture_sign,
+    relu_capture_sign_torch,
+    relu_capture_sign_triton,
+    relu_sign_dot,
+    relu_sign_dot_torch,
+    relu_sign_dot_triton,
+)
 from apart_fast.kernels.start import start, start_torch, start_triton
 from apart_fast.kernels.step import step, step_torch, step_triton
 
@@ -39,6 +50,9 @@ KERNELS = {
     "capture_sign": Kernel(capture_sign, capture_sign_torch, capture_sign_triton),
     "add_sign": Kernel(add_sign, add_sign_torch, add_sign_triton),
     "sign_dot": Kernel(sign_dot, sign_dot_torch, sign_dot_triton),
+    "relu_capture_sign": Kernel(relu_capture_sign, relu_capture_sign_torch, relu_capture_sign_triton),
+    "relu_add_sign": Kernel(relu_add_sign, relu_add_sign_torch, relu_add_sign_triton),
+    "relu_sign_dot": Kernel(relu_sign_dot, relu_sign_dot_torch, relu_sign_dot_triton),
     "projected_step": Kernel(projected_step, projected_step_torch, projected_step_triton),
 }
 
@@ -50,6 +64,9 @@ __all__ = [
     "finish",
     "gather_crop",
     "projected_step",
+    "relu_add_sign",
+    "relu_capture_sign",
+    "relu_sign_dot",
     "scatter_crop",
     "sign_dot",
     "start",

@@ -17,6 +17,7 @@ from apart_fast.kernels.block import plan_add_sign, plan_capture_sign, plan_sign
 from apart_fast.kernels.finish import plan_finish
 from apart_fast.kernels.launch import HAS_TRITON, Launch
 from apart_fast.kernels.projected_step import plan_projected_step
+from apart_fast.kernels.relu_block import plan_relu_add_sign, plan_relu_capture_sign, plan_relu_sign_dot
 from apart_fast.kernels.start import plan_start
 from apart_fast.kernels.step import plan_step
 
@@ -83,6 +84,11 @@ def _projected(shape, g):
     return lambda: plan_projected_step(_empty(*shape), _empty(*shape), _empty(*shape, dtype=g), 2 / 255, 8 / 255)
 
 
+def _relu_block(plan, *dtypes):
+    """`plan` on block activations of these dtypes, and a 0-dim float32 for each None."""
+    return lambda: plan(*(_empty() if dtype is None else _empty(*BLOCK, dtype=dtype) for dtype in dtypes))
+
+
 CIFAR, FASHION, ODD = (32, 32, 3, 4), (28, 28, 1, 4), (31, 33, 3, 2)
 BATCH, ODD_BATCH, BLOCK = (128, 32, 32, 3), (3, 31, 33, 3), (128, 64, 32, 32)
 
@@ -116,6 +122,13 @@ EXAMPLES = (
     ),
     Example("sign_dot bf16", lambda: plan_sign_dot(_empty(*BLOCK, dtype=bf16), _empty(*BLOCK, dtype=i8)), ("loads",)),
     Example("sign_dot fp32", lambda: plan_sign_dot(_empty(*BLOCK), _empty(*BLOCK, dtype=i8)), ("loads",)),
+    Example("relu_capture_sign bf16", _relu_block(plan_relu_capture_sign, bf16, bf16), ("loads", "stores")),
+    Example("relu_capture_sign fp32", _relu_block(plan_relu_capture_sign, fp32, fp32), ("loads", "stores")),
+    Example("relu_add_sign bf16", _relu_block(plan_relu_add_sign, bf16, i8, None), ("loads", "stores")),
+    Example("relu_add_sign fp16", _relu_block(plan_relu_add_sign, fp16, i8, None), ("loads", "stores")),
+    Example("relu_add_sign fp32", _relu_block(plan_relu_add_sign, fp32, i8, None), ("loads", "stores")),
+    Example("relu_sign_dot bf16", _relu_block(plan_relu_sign_dot, bf16, bf16, i8), ("loads", "stores")),
+    Example("relu_sign_dot fp32", _relu_block(plan_relu_sign_dot, fp32, fp32, i8), ("loads", "stores")),
     Example("projected_step fp32", _projected(BATCH, fp32), ("loads", "stores")),
     Example("projected_step bf16", _projected(BATCH, bf16), ("loads", "stores")),
 )

@@ -44,7 +44,7 @@ def test_all_of_it(config, capsys, monkeypatch):
     assert [row["method"] for row in table] == ["fgsm", "pgd-10"]
     for row in table:
         evaluation = json.loads((config.folder(row["method"], 0) / "evaluation.json").read_text())
-        clean = evaluation["standard"]["attacks"]["clean"]["accuracy"]
+        clean = evaluation["attacks"]["clean"]["accuracy"]
         assert row["clean"] == {"mean": clean, "worst": clean, "seeds": 1, "images": 6}
         assert row["pgd-50"]["images"] == 4 and "autoattack" not in row
         card = json.loads((config.out / f"{row['method']}-0" / "card.json").read_text())

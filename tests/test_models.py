@@ -2,22 +2,25 @@
 
 import importlib.util
 import sys
-from fnmatch import fnmatchcase
 
 import pytest
 import torch
 from torch import nn
 
+from apart_fast.blocks import match_points
 from apart_fast.errors import UserError
 from apart_fast.models import MODELS, build_model, default_points
 
 
 def entering(model, shape):
-    """Shapes of what enters each default perturbation point, by submodule name, in a forward on grey images."""
-    patterns, seen, handles = default_points(model), {}, []
-    for name, module in model.named_modules():
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
-            handles.append(module.register_forward_pre_hook(lambda m, args, name=name: seen.update({name: args[0]})))
+    """What is perturbed at each default point, by submodule name, in a forward on grey images."""
+    modules, seen, handles = dict(model.named_modules()), {}, []
+    for name, side in match_points(model, default_points(model)):
+        if side == "input":
+            hook = modules[name].register_forward_pre_hook(lambda m, args, name=name: seen.update({name: args[0]}))
+        else:
+            hook = modules[name].register_forward_hook(lambda m, args, out, name=name: seen.update({name: out}))
+        handles.append(hook)
     with torch.no_grad():
         model.eval()(torch.full(shape, 0.5))
     for handle in handles:
@@ -43,7 +46,7 @@ def test_parameter_counts_with_ten_classes(name, parameters):
 
 def test_preact_resnet18_perturbs_303104_values_at_8_points():
     seen = entering(build_model("preact_resnet18", 10), (1, 3, 32, 32))
-    assert list(seen) == [f"layer{i}.{j}.conv1" for i in range(1, 5) for j in range(2)]
+    assert list(seen) == [f"layer{i}.{j}.relu1" for i in range(1, 5) for j in range(2)]
     assert sum(a.numel() for a in seen.values()) == 303_104
     assert all((a >= 0).all() for a in seen.values())
 
@@ -61,6 +64,21 @@ def test_preact_resnet18_perturbs_303104_values_at_8_points():
 def test_number_of_points(name, points):
     width = 1.0 if "/" in name else 0.0625
     assert len(entering(build_model(name, 10, width=width), (1, 3, 32, 32))) == points
+
+
+@pytest.mark.parametrize("name", ["preact_resnet50", "wide_resnet28_10"])
+def test_the_point_is_at_the_convolution_where_the_shortcut_reads_the_activation_too(name):
+    model = build_model(name, 10, width=0.0625)
+    for point in default_points(model):
+        block = model.get_submodule(point.rpartition(".")[0])
+        assert point.endswith(".conv1" if block.shortcut is not None else ".relu1:output")
+
+
+def test_activations_have_no_place_in_a_checkpoint():
+    keys = [key for key in build_model("preact_resnet18", 10, width=0.0625).state_dict() if "layer2.0" in key]
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    inside = [f"bn1.{n}" for n in norm] + ["conv1.weight"] + [f"bn2.{n}" for n in norm]
+    assert keys == [f"layer2.0.{key}" for key in (*inside, "conv2.weight", "shortcut.0.weight")]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -178,16 +178,16 @@ def test_text_of_others_is_escaped(own, apart, tmp_path):
 
 def test_what_a_run_lacks_is_left_out(own, tmp_path):
     whole = page([own], tmp_path / "report.html").text
-    for name in ("environment.json", "perturbations.png", "metrics.jsonl"):
+    for name in ("environment.json", "perturbations.png", "metrics.jsonl", "card.json"):
         (own / name).unlink()
     summary = json.loads((own / "summary.json").read_text())
     accuracy = percent(summary["final"]["val_pgd20"])
     (own / "summary.json").write_text(json.dumps({"final": summary["final"]}))
     text = page([own], tmp_path / "report.html").text
-    for words in ("Curves", "Perturbations", "Environment", "Training time", "test accuracy"):
+    for words in ("Curves", "Perturbations", "Environment", "Training time", "test accuracy", "Model card"):
         assert words in whole and words not in text
     assert "PGD-20 validation accuracy" in text and accuracy in text
-    assert "Further evaluation" not in whole and "Model card" not in whole and "energy" not in whole
+    assert "Further evaluation" not in whole and "energy" not in whole
 
 
 def test_what_a_run_has_more_is_shown(own, tmp_path):

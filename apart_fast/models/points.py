@@ -1,4 +1,4 @@
-"""Where block perturbation acts by default: the inputs of the blocks' first convolutions."""
+"""Where block perturbation acts by default: on what enters the blocks' first convolutions."""
 
 from fnmatch import fnmatchcase
 
@@ -12,7 +12,7 @@ _KNOWN = (("layer*.*.conv1",),)
 
 
 def default_points(model: nn.Module) -> list[str]:
-    """fnmatch patterns of the submodules of `model` whose inputs APART perturbs (step 1 of arXiv 2010.08034).
+    """Patterns (see `apart_fast.blocks`) of the points of `model` that APART perturbs (step 1 of arXiv 2010.08034).
 
     Raises:
         UserError: the model has no known blocks.
@@ -21,7 +21,7 @@ def default_points(model: nn.Module) -> list[str]:
     own = getattr(inner, "perturbation_points", None)
     names = [name for name, _ in inner.named_modules()]
     for patterns in (own,) if own is not None else _KNOWN:
-        if all(any(fnmatchcase(name, pattern) for name in names) for pattern in patterns):
+        if all(any(fnmatchcase(name, pattern.partition(":")[0]) for name in names) for pattern in patterns):
             return [prefix + pattern for pattern in patterns]
     raise UserError(
         f"{type(inner).__name__} has no known perturbation points: name them as patterns such as 'layer*.*.conv1', "

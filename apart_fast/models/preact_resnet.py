@@ -19,10 +19,12 @@ class BasicBlock(nn.Module):
     """relu(bn1) - conv1 - relu(bn2) - conv2; the shortcut projects the raw input x, without BN."""
 
     expansion = 1
+    point = "relu1:output"  # the shortcut does not read it
 
     def __init__(self, in_planes: int, planes: int, stride: int):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_planes)
+        self.relu1 = nn.ReLU()
         self.conv1 = nn.Conv2d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
@@ -30,7 +32,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        out = self.conv1(F.relu(self.bn1(x)))
+        out = self.conv1(self.relu1(self.bn1(x)))
         out = self.conv2(F.relu(self.bn2(out)))
         return out + shortcut
 
@@ -43,15 +45,17 @@ class Bottleneck(nn.Module):
     def __init__(self, in_planes: int, planes: int, stride: int):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_planes)
+        self.relu1 = nn.ReLU()
         self.conv1 = nn.Conv2d(in_planes, planes, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes)
         self.conv3 = nn.Conv2d(planes, self.expansion * planes, 1, bias=False)
         self.shortcut = _projection(in_planes, self.expansion * planes, stride)
+        self.point = "relu1:output" if self.shortcut is None else "conv1"  # a projection reads the activation too
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        active = F.relu(self.bn1(x))
+        active = self.relu1(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(active)
         out = self.conv1(active)
         out = self.conv2(F.relu(self.bn2(out)))
@@ -69,10 +73,8 @@ class PreActResNet(nn.Module):
         width: factor on all channel counts (1.0: 64, 128, 256, 512).
         normalize: (mean, std) for each channel, or None.
 
-    The input of each block's `conv1` is a perturbation point (APART step 1).
+    What enters each block's `conv1` is a perturbation point (APART step 1).
     """
-
-    perturbation_points = ("layer*.*.conv1",)
 
     def __init__(
         self,
@@ -97,6 +99,11 @@ class PreActResNet(nn.Module):
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         self.bn = nn.BatchNorm2d(entering)
         self.linear = nn.Linear(entering, num_classes)
+
+    @property
+    def perturbation_points(self) -> tuple[str, ...]:
+        """Patterns of `apart_fast.blocks`, one a block."""
+        return tuple(f"{name}.{block.point}" for name, block in self.named_modules() if hasattr(block, "point"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] pixels in [0, 1], H and W >= 8 -> logits [B, num_classes]."""

@@ -13,14 +13,16 @@ class WideBlock(nn.Module):
     def __init__(self, in_planes: int, planes: int, stride: int):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_planes)
+        self.relu1 = nn.ReLU()
         self.conv1 = nn.Conv2d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         same = in_planes == planes and stride == 1
         self.shortcut = None if same else nn.Conv2d(in_planes, planes, 1, stride=stride, bias=False)
+        self.point = "relu1:output" if same else "conv1"  # a projection reads the activation too
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        active = F.relu(self.bn1(x))
+        active = self.relu1(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(active)
         out = self.conv2(F.relu(self.bn2(self.conv1(active))))
         return out + shortcut
@@ -36,10 +38,8 @@ class WideResNet(nn.Module):
         width: a further factor on all channel counts (1.0: 16, then 16, 32, 64 times `widen`).
         normalize: (mean, std) for each channel, or None.
 
-    The input of each block's `conv1` is a perturbation point (APART step 1).
+    What enters each block's `conv1` is a perturbation point (APART step 1).
     """
-
-    perturbation_points = ("layer*.*.conv1",)
 
     def __init__(
         self,
@@ -68,6 +68,11 @@ class WideResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.linear.bias)
+
+    @property
+    def perturbation_points(self) -> tuple[str, ...]:
+        """Patterns of `apart_fast.blocks`, one a block."""
+        return tuple(f"{name}.{block.point}" for name, block in self.named_modules() if hasattr(block, "point"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] pixels in [0, 1], H and W >= 8 -> logits [B, num_classes]."""
