@@ -1,4 +1,4 @@
-"""Host memory that is kept for reuse: on a CPU a step spends an eighth of its time on fresh pages otherwise."""
+"""Host memory that is kept for reuse: on a CPU, fresh pages cost a sizeable part of a step otherwise."""
 
 import ctypes
 import sys

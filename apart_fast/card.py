@@ -49,7 +49,7 @@ def write_card(folder: RunFolder, config: TrainConfig) -> Path:
             "accuracy under PGD is an upper bound of the robust accuracy; AutoAttack is tighter where it was run",
             "nothing is known about other norms, larger radii or other data",
         ],
-        "environment": json.loads((folder.path / "environment.json").read_text()),
+        "environment": _further(folder.path / "environment.json"),
     }
     return folder.write("card.json", card)
 

@@ -1,6 +1,8 @@
 """Checkpoints: written aside and renamed, loaded with `weights_only=True`."""
 
+import mmap
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,7 +49,7 @@ def load(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> d
     """Read a checkpoint.
 
     Raises:
-        UserError: missing, damaged, or not one of ours.
+        UserError: missing, damaged, not one of ours, or too large for the memory.
     """
     path = Path(path)
     if not path.is_file():
@@ -55,7 +57,11 @@ def load(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> d
     try:
         # mapped, a store as large as the memory is copied in parts; read at once, damage shows at once
         mapped = path.stat().st_size > MAPPED_FROM
-        state = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
+        # shared: the system refuses a private map of more than it could hold
+        with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED) if mapped else nullcontext():
+            state = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise UserError(f"checkpoint {path} does not fit into the memory: free some") from error
     except Exception as error:  # zip, pickle and torch each have their own
         raise UserError(f"checkpoint {path} is damaged or not a checkpoint: use another one") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -75,7 +75,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.images is not None and config.images < 1:
         raise UserError(f"--images {config.images} is too small: give at least 1")
     eps, device = parse_eps(config.eps), pick_device(config.device)
-    state = checkpoint.load(config.checkpoint, device)
+    state = checkpoint.load(config.checkpoint)
     name = config.dataset or state["dataset"]
     data = load_dataset(name, config.data_dir, download=config.download, progress=config.progress)
     if len(data.classes) != state["description"]["num_classes"]:

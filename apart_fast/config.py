@@ -131,7 +131,13 @@ class TrainConfig:
 
     @classmethod
     def of(cls, recipe: str, **settings) -> "TrainConfig":
-        """The settings of a recipe, with `settings` in place of its own."""
+        """The settings of a recipe, with `settings` in place of its own.
+
+        Raises:
+            UserError: no such recipe.
+        """
+        if recipe not in RECIPES:
+            raise UserError(f"unknown recipe {recipe!r}: choose from {', '.join(RECIPES)}")
         return cls(**{"recipe": recipe, **RECIPES[recipe], **settings})
 
     def check(self) -> None:

@@ -74,7 +74,11 @@ class SGD(torch.optim.Optimizer):
             grads = [p.grad for p in params]
             velocities = [self.state[p]["momentum_buffer"] for p in params]
             sign = -1.0 if group["maximize"] else 1.0
-            if found_inf is None and params[0].device.type == "cpu":
+            # the fused update takes tensors for flat memory
+            alike = all(
+                p.stride() == g.stride() == v.stride() for p, g, v in zip(params, grads, velocities, strict=True)
+            )
+            if found_inf is None and alike and params[0].device.type == "cpu":
                 _update_fused(params, grads, velocities, group)
                 continue
             if found_inf is None:

@@ -126,8 +126,8 @@ class RunFolder:
         Raises:
             UserError: it cannot be written.
         """
-        atomic_write(self.path / "config.json", to_json(config))
         atomic_write(self.path / "environment.json", to_json(environment()))
+        atomic_write(self.path / "config.json", to_json(config))  # last: it makes the folder a run
 
     @classmethod
     def open(cls, path: Path) -> tuple["RunFolder", TrainConfig]:

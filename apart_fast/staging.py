@@ -199,18 +199,20 @@ class _HostLane:
 
 
 class _CudaLane:
-    """Pinned boxes on the host, a buffer for each on the device, and a stream beside the steps for what runs between.
+    """Pinned boxes on the host, a buffer for each on the device, and a stream each way beside that of the steps: on one
+    stream the rows of the next step would wait for those of the last.
 
-    home -> inbox -> (stream) -> _in -> (steps' stream) -> store -> _out -> (stream) -> outbox -> home.
+    home -> inbox -> (up) -> _in -> (steps' stream) -> store -> _out -> (down) -> outbox -> home.
     """
 
     def __init__(self, store: Tensor):
         self._in, self._out = torch.empty_like(store), torch.empty_like(store)
         self._pinned = [torch.empty(store.shape, dtype=store.dtype, pin_memory=True) for _ in range(2)]
         self.inbox, self.outbox = (_as_bytes(box) for box in self._pinned)
-        self._device, self._stream = store.device, torch.cuda.Stream(store.device)
-        for buffer in (self._in, self._out):
-            buffer.record_stream(self._stream)  # freed memory is given out again when copies have ended there
+        self._device = store.device
+        self._up, self._down = (torch.cuda.Stream(store.device) for _ in range(2))
+        for buffer, stream in ((self._in, self._up), (self._out, self._down)):
+            buffer.record_stream(stream)  # freed memory is given out again when copies have ended there
         # blocking: a waiting worker leaves its core to others
         self._sent, self._taken, self._given, self._arrived = (torch.cuda.Event(blocking=True) for _ in range(4))
         self._taken.record(self._steps())  # `_in` may lie where a kernel that still runs has its data
@@ -225,10 +227,10 @@ class _CudaLane:
         self._sent.synchronize()
 
     def send(self, n: int) -> None:
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(self._taken)
+        with torch.cuda.stream(self._up):
+            self._up.wait_event(self._taken)
             _copy(self._in[:n], self._pinned[0][:n])
-            self._sent.record(self._stream)
+            self._sent.record(self._up)
 
     def take(self, store: Tensor) -> None:
         self._steps().wait_event(self._sent)
@@ -239,10 +241,10 @@ class _CudaLane:
         n = len(store)
         _copy(self._out[:n], store)  # free: the worker has seen the copy before this one arrive
         self._given.record(self._steps())
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(self._given)
+        with torch.cuda.stream(self._down):
+            self._down.wait_event(self._given)
             _copy(self._pinned[1][:n], self._out[:n])
-            self._arrived.record(self._stream)
+            self._arrived.record(self._down)
 
     def wait_arrived(self) -> None:
         self._arrived.synchronize()
@@ -302,6 +304,8 @@ def _in_host_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.de
 def _on_disk(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, folder) -> Memory:
     if folder is None:
         raise UserError("omega_device disk needs a folder for the file: give omega_folder")
+    if not hasattr(os, "posix_fallocate"):
+        raise UserError("omega_device disk needs Linux: choose host")
     mapped = _map_file(Path(folder), _nbytes(shape, dtype))
     home = torch.frombuffer(mapped, dtype=dtype).view(shape)
     size = home[0].nbytes
@@ -343,7 +347,11 @@ def _available_bytes() -> float:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 available = int(line.split()[1]) * 1024
-        available = min(available, int(Path("/sys/fs/cgroup/memory.max").read_text()))  # of a container
-    except (OSError, ValueError):  # another system; no limit
+        # of a container: its limit, less what it cannot give up
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        available = min(available, limit - used + int(files["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # another system; no limit
         pass
     return available

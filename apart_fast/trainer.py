@@ -554,6 +554,7 @@ def train(config: TrainConfig) -> tuple[dict, Path]:
         keep_freed_memory()
     data = load_dataset(config.dataset, config.data_dir, download=config.download, progress=config.progress)
     trainer = Trainer(config, folder, data, state)
+    state = None  # its omega would stay in memory
     if new:
         folder.create(config)  # last: what cannot run leaves no folder
     if config.profile:

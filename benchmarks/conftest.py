@@ -87,6 +87,11 @@ def _row(what: str, seconds: str, rival: Rival, ratio: Spread) -> tuple[str, ...
     return what, seconds, rival.name, str(ratio), ceiling, share, target
 
 
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info.pop("release", None)  # the kernel's build says nothing about speed
+    machine_info.pop("node", None)
+
+
 def pytest_benchmark_update_json(config, benchmarks, output_json):
     output_json["environment"] = _environment(config)
 
@@ -95,7 +100,10 @@ def _environment(config) -> dict[str, str | int]:
     """Machine, versions and command (pytest-benchmark compares its `machine_info`, where the command must not be)."""
     versions = {name: _version(name) for name in ("triton", "ffcv", "pytest-benchmark")}
     about = environment() | versions | {"vector unit": torch.backends.cpu.get_cpu_capability()}
-    about |= {"system": platform.platform(), "command": " ".join(["python -m pytest", *config.invocation_params.args])}
+    about |= {
+        "system": f"{platform.system()} {platform.machine()}",
+        "command": " ".join(["python -m pytest", *config.invocation_params.args]),
+    }
     return {name: value for name, value in about.items() if value is not None}
 
 

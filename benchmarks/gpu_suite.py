@@ -7,11 +7,12 @@ A part is a command of its own, stopped (SIGTERM) after nine minutes; `--slices 
 times. What trains goes on where it was stopped, also when the suite is run again with the same `--out`.
 """
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from apart_fast.records import environment, to_json
 
 LIMIT = 520  # seconds of a slice ...
 GRACE = 15  # ... and to write a checkpoint after it
+AUTOATTACK = find_spec("pyautoattack") is not None  # judged where it is there
 STOPPED = 124  # exit code of a part that needs another slice
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,8 +78,9 @@ def _training(name: str, *flags: str) -> Callable[[Config, Path], list[str]]:
 
 def _evaluation(name: str, *attacks: str) -> Callable[[Config, Path], list[str]]:
     def command(config: Config, out: Path) -> list[str]:
-        data = ["--data-dir", str(config.data_dir), "--device", "cuda", "--no-progress"]
-        return ["-m", "apart_fast.cli", "evaluate", str(out / name / "best.pt"), *data, "--attacks", *attacks]
+        data = ["--data-dir", str(config.data_dir), "--device", "cuda", "--no-progress", "--images", "1000"]
+        known = [a for a in attacks if a != "autoattack" or AUTOATTACK]
+        return ["-m", "apart_fast.cli", "evaluate", str(out / name / "best.pt"), *data, "--attacks", *known]
 
     return command
 
@@ -114,13 +117,23 @@ PARTS: dict[str, Callable[[Config, Path], list[str]]] = {
         f"methods-{name}": _methods("--stages", "train", "--methods", name)
         for name in (get_method(base).name for base in METHODS)
     },
-    "methods-judge": _methods("--stages", "judge", "--strong-images", "10000", "--autoattack-images", "1000"),
+    "methods-judge": _methods(
+        "--stages", "judge", "--strong-images", "10000", "--autoattack-images", "1000" if AUTOATTACK else "0"
+    ),
     "methods-table": _methods("--stages", "cost", "table", "pictures", "--rounds", "30"),
     "long-apart": _training("long-apart", "--recipe", "long", "--keep-weights", "10"),
     "long-pgd-10": _training("long-pgd-10", "--recipe", "long", "--keep-weights", "10", "--method", "pgd-10"),
     "strong": _training("strong", "--recipe", "strong"),
     "strong-autoattack": _evaluation("strong", "clean", "pgd-20", "autoattack"),
 }
+
+
+def _earlier(file: Path) -> dict:
+    """Outcomes of parts that were run before."""
+    try:
+        return json.loads(file.read_text())["parts"]
+    except (OSError, ValueError, LookupError):
+        return {}
 
 
 def run_slice(command: list[str]) -> int:
@@ -147,10 +160,14 @@ def main(config: Config) -> int:
     if unknown:
         print(f"error: no part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}", file=sys.stderr)
         return 2
+    if config.slices < 1:
+        print(f"error: --slices {config.slices} is too small: give at least 1", file=sys.stderr)
+        return 2
+    config = replace(config, data_dir=config.data_dir.resolve())  # the parts run in the project's folder
     name = torch.cuda.get_device_name().lower().replace(" ", "-")
     out = config.out or ROOT / "benchmarks" / "results" / name
     out.mkdir(parents=True, exist_ok=True)
-    outcomes, code = {}, 0
+    outcomes, code = _earlier(out / "suite.json"), 0
     for part in config.parts or PARTS:
         command = PARTS[part](config, out.resolve())
         print(f"\n== {part}: python {' '.join(command)}", flush=True)
@@ -161,7 +178,8 @@ def main(config: Config) -> int:
         atomic_write(out / "suite.json", to_json({"parts": outcomes, "environment": environment()}))
         code = code or ended
         if part == "verify" and ended:
-            print("error: the GPU's results are wrong: nothing is measured", file=sys.stderr)
+            reason = "took too long" if ended == STOPPED else "failed"
+            print(f"error: the verification {reason}: nothing is measured", file=sys.stderr)
             break
     return code
 

@@ -23,6 +23,7 @@ import tyro
 
 from apart_fast import METHODS as FAMILY
 from apart_fast import Apart, build_model, evaluate
+from apart_fast.allocator import keep_freed_memory
 from apart_fast.analysis import collapse, curves, gradients, perturbations
 from apart_fast.analysis.series import load_network
 from apart_fast.card import write_card
@@ -39,6 +40,7 @@ from apart_fast.optim import SGD
 from apart_fast.records import RunFolder, environment, to_json
 from apart_fast.report import write_report
 from apart_fast.trainer import AMP_DTYPES, pick_device, train
+from apart_fast.units import parse_eps
 
 METHODS = tuple(get_method(base).name for base in FAMILY)
 REFERENCE = "pgd-10"
@@ -153,11 +155,11 @@ def judge(config: Config) -> None:
         (("pgd-50",), STRONG_RESTARTS, config.strong_images),
         (("autoattack",), 1, config.autoattack_images),
     )
-    for (method, seed), folder in finished(config).items():
-        made = RunFolder.open(folder.path)[1]
-        data = load_dataset(made.dataset, config.data_dir)
-        known = _evaluation(folder)
-        for attacks, restarts, images in jobs:
+    for attacks, restarts, images in jobs:
+        for (method, seed), folder in finished(config).items():
+            made = RunFolder.open(folder.path)[1]
+            data = load_dataset(made.dataset, config.data_dir)
+            known = _evaluation(folder, made)
             n = min(len(data.test), made.test_images or len(data.test) if images is None else images)
             if n == 0 or all(known.get(attack, {}).get("n") == n for attack in attacks):
                 continue
@@ -173,21 +175,34 @@ def judge(config: Config) -> None:
                 device=device,
             )
             known |= asdict(report)["attacks"]
-            about = {"checkpoint": folder.last.name, "eps": report.eps, "restarts of pgd-50": STRONG_RESTARTS}
-            folder.write("evaluation.json", about | {"attacks": known})
+            folder.write("evaluation.json", _about(folder, made) | {"attacks": known})
+            write_card(folder, made)
             print(f"{method}, seed {seed}, {n} test images: {describe(asdict(report))}", flush=True)
-        write_card(folder, made)
 
 
-def _evaluation(folder: RunFolder) -> dict[str, dict]:
-    """attack -> result, of the run's evaluation.json."""
-    file = folder.path / "evaluation.json"
-    return json.loads(file.read_text())["attacks"] if file.is_file() else {}
+def _about(folder: RunFolder, made: TrainConfig) -> dict:
+    return {
+        "checkpoint": folder.last.name,
+        "eps": parse_eps(made.eval_eps),
+        "restarts of pgd-50": STRONG_RESTARTS,
+    }
+
+
+def _evaluation(folder: RunFolder, made: TrainConfig) -> dict[str, dict]:
+    """attack -> result of the run's evaluation.json, as far as it is of this benchmark."""
+    try:
+        found = json.loads((folder.path / "evaluation.json").read_text())
+        mine = all(found.get(name) == value for name, value in _about(folder, made).items())
+        return found["attacks"] if mine else {}
+    except (OSError, ValueError, LookupError, AttributeError):
+        return {}
 
 
 def cost(config: Config) -> None:
     """Time a step (with the update of the weights) of each method, in turns; cost.json."""
     device = pick_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as in training
     data = load_dataset(config.wanted(REFERENCE, 0).dataset, config.data_dir)
     timings = interleave(
         {method: _step(config, method, data, device) for method in config.methods},
@@ -195,10 +210,13 @@ def cost(config: Config) -> None:
         warm_up=5 if device.type == "cuda" else 1,
         device=str(device),
     )
+    compared = REFERENCE in config.methods
     rows = {
-        method: {"seconds": timings.median(method), "over_reference": asdict(timings.ratio(method, REFERENCE))}
+        method: {
+            "seconds": timings.median(method),
+            "over_reference": asdict(timings.ratio(method, REFERENCE)) if compared else None,
+        }
         for method in config.methods
-        if REFERENCE in config.methods
     }
     atomic_write(config.out / "cost.json", to_json({"steps": rows, "environment": environment()}))
 
@@ -262,7 +280,7 @@ def _row(method: str, folders: dict[int, RunFolder], cost_row: dict | None) -> d
     row: dict = {"method": method, "seeds": sorted(folders), "passes": get_method(method).passes}
     figures: dict[str, list[dict]] = {}
     for folder in folders.values():
-        for attack, result in _evaluation(folder).items():
+        for attack, result in _evaluation(folder, RunFolder.open(folder.path)[1]).items():
             figures.setdefault(attack, []).append(result)
     for attack, results in figures.items():
         values = [result["accuracy"] for result in results]
@@ -358,6 +376,9 @@ def main(config: Config) -> None:
     unknown = set(config.stages) - STAGES.keys()
     if unknown:
         raise UserError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
+    for name, least in (("rounds", 1), ("strong_images", 0), ("autoattack_images", 0)):
+        if getattr(config, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} is too small: give at least {least}")
     for name in config.stages or STAGES:
         STAGES[name](config)
 

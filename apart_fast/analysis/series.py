@@ -76,14 +76,14 @@ class Series:
 
 
 def load_network(path: Path, device: torch.device) -> nn.Module:
-    """The network of a checkpoint, in eval mode, channels-last.
+    """The network of a checkpoint (averaged weights where it has them), in eval mode, channels-last.
 
     Raises:
         UserError: missing or damaged file.
     """
-    state = checkpoint.load(path, device)
+    state = checkpoint.load(path)
     model = build_model(**state["description"]).to(device, memory_format=torch.channels_last)
-    checkpoint.load_model(model, state["model"], path)
+    checkpoint.load_model(model, state.get("average") or state["model"], path)
     return model.eval()
 
 
