@@ -4,9 +4,9 @@
 |--------|----------------------------------------------------------------------------------------------------|
 | paper  | the released hyper-parameters on CIFAR-10; the defaults of `TrainConfig`                           |
 | long   | 200 epochs of repeated 30-epoch triangles, as in the published figure of robust overfitting        |
-| strong | averaged weights, smoothed labels and a stronger weight decay, over two triangles' time            |
+| strong | 60 epochs, averaged weights, smoothed labels, a stronger weight decay; not tuned yet               |
 | small  | CIFAR-10 at a size for two CPU cores: 8,000 images, a quarter of the width, 15 epochs              |
-| demo   | Fashion-MNIST in a minute on a CPU                                                                 |
+| demo   | Fashion-MNIST in minutes on a CPU                                                                  |
 """
 
 # name -> the fields of `TrainConfig` that it sets

@@ -30,7 +30,7 @@ def environment() -> dict:
     except OSError:  # no git
         commit = None
     return {
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "command": _command(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -42,6 +42,13 @@ def environment() -> dict:
         "commit": commit,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _command() -> str:
+    program, *words = sys.argv or [""]
+    # where somebody's installation lies is nobody's business
+    name = Path(program).name if Path(program).is_absolute() else program
+    return " ".join([*(["python"] if name.endswith(".py") else []), name, *words])
 
 
 def _cpu_name() -> str:
