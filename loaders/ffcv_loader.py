@@ -108,5 +108,6 @@ def _describe(path: Path) -> dict[str, int | str]:
 
 def _copy(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """A tensor of its own on `device`: FFCV overwrites its buffers a few batches later."""
-    tensor = torch.from_numpy(array)
-    return to_device(tensor, device) if device.type == "cuda" else tensor.clone()
+    if device.type == "cuda":
+        return to_device(torch.from_numpy(array), device)
+    return torch.from_numpy(array.copy())  # torch's threads would copy too, then spin beside FFCV's
