@@ -1,11 +1,11 @@
 """The model card of a run (Mitchell et al. 2019, arXiv 1810.03993): what the weights are, and how far to trust them."""
 
 import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from apart_fast.config import TrainConfig
+from apart_fast.files import read_object
 from apart_fast.methods import get_method
 from apart_fast.records import RunFolder
 
@@ -16,7 +16,7 @@ def write_card(folder: RunFolder, config: TrainConfig) -> Path:
     """Write card.json of a finished run, with the figures of evaluation.json where there is one.
 
     Raises:
-        UserError: the run is not finished, or the folder cannot be written.
+        UserError: the run is not finished, one of its files is damaged, or the folder cannot be written.
     """
     summary = folder.summary()
     method = get_method(config.method)
@@ -55,7 +55,7 @@ def write_card(folder: RunFolder, config: TrainConfig) -> Path:
 
 
 def _further(file: Path) -> dict | None:
-    return json.loads(file.read_text()) if file.is_file() else None
+    return read_object(file, "make it again, or remove it") if file.is_file() else None
 
 
 def _sha256(file: Path) -> str:

@@ -1,6 +1,7 @@
 """Files are written whole or not at all."""
 
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -56,3 +57,19 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
     """Replace `path` by `data` in one rename (see `atomic_path` for the errors)."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def read_object(path: Path, advice: str) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: it holds something else; the message ends with `advice`.
+        OSError: it cannot be read.
+    """
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        return value
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {advice}") from error

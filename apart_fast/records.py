@@ -14,7 +14,7 @@ import torch
 
 from apart_fast.config import TrainConfig
 from apart_fast.errors import UserError
-from apart_fast.files import atomic_write
+from apart_fast.files import atomic_write, read_object
 
 
 def environment() -> dict:
@@ -107,13 +107,7 @@ class RunFolder:
         file = self.path / "summary.json"
         if not file.is_file():
             raise UserError(f"the run in {self.path} is not finished: go on with train.py --resume {self.path}")
-        try:
-            summary = json.loads(file.read_text())
-            if not isinstance(summary, dict):
-                raise ValueError("not an object")
-            return summary
-        except ValueError as error:
-            raise UserError(f"{file} is damaged ({error}): run train.py --resume {self.path} again") from error
+        return read_object(file, f"run train.py --resume {self.path} again")
 
     @classmethod
     def choose(cls, config: TrainConfig) -> "RunFolder":

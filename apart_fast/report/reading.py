@@ -1,6 +1,5 @@
 """What the page shows of a run, read from its folder."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from apart_fast.config import TrainConfig
 from apart_fast.errors import UserError
+from apart_fast.files import read_object
 from apart_fast.records import RunFolder
 
 
@@ -73,12 +73,4 @@ def _optional(file: Path) -> dict:
     Raises:
         UserError: it is damaged.
     """
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text())
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
-        return value
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}): make it again, or remove it") from error
+    return read_object(file, "make it again, or remove it") if file.is_file() else {}
