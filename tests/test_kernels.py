@@ -6,12 +6,9 @@ Triton is imported: this file, run as a script, checks all cases in a process of
 
 import contextlib
 import copy
-import json
 import math
-import os
 import subprocess
 import sys
-import traceback
 from unittest import mock
 
 import numpy as np
@@ -19,11 +16,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreting import check, needs_triton, print_failures, run_interpreted
 
 from apart_fast import kernels
 from apart_fast.errors import UserError
 from apart_fast.kernels import KERNELS, block, codec
-from apart_fast.kernels.launch import HAS_TRITON
 
 EPS = 8 / 255
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -249,39 +246,15 @@ def _name(case, args):
 CASES = {_name(case, args): (case, args) for case, args in _cases()}
 
 
-def run_case(name, device):
-    case, args = CASES[name]
-    case(device, *args)
-
-
-def run_all_cases():
-    """name -> traceback of every case that fails on the CPU; used under the interpreter."""
-    failures = {}
-    for name in CASES:
-        try:
-            run_case(name, "cpu")
-        except Exception:
-            failures[name] = traceback.format_exc()
-    return failures
-
-
 @pytest.fixture(scope="module")
 def interpreted():
-    """The failures of all cases in Triton's interpreter, from a process in which it is switched on."""
-    env = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_interpreted(__file__)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="Triton does not exist for this platform: only the twins are used")
+@needs_triton
 @pytest.mark.parametrize("name", CASES)
 def test_triton_kernel_equals_twin(name, request):
-    if torch.cuda.is_available():
-        run_case(name, "cuda")
-    else:
-        failures = request.getfixturevalue("interpreted")
-        assert name not in failures, failures[name]
+    check(CASES, name, request)
 
 
 # --- the twins against naive loops
@@ -557,4 +530,4 @@ print(kernels.capture_sign(torch.tensor([-2.0, 0.0, 3.0])).tolist())
 
 
 if __name__ == "__main__":
-    print(json.dumps(run_all_cases()))
+    print_failures(CASES)

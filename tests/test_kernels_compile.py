@@ -6,13 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from interpreting import needs_triton
 
 from apart_fast.kernels.aot import EXAMPLES, TARGETS, accesses
-from apart_fast.kernels.launch import HAS_TRITON
 
-pytestmark = pytest.mark.skipif(
-    not HAS_TRITON, reason="Triton does not exist for this platform: only the twins are used"
-)
+pytestmark = needs_triton
 
 SCRIPT = "import json; from apart_fast.kernels.aot import compile_all; print(json.dumps(compile_all()))"
 

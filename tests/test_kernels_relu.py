@@ -5,12 +5,7 @@ their own that runs this file as a script.
 """
 
 import copy
-import json
 import math
-import os
-import subprocess
-import sys
-import traceback
 from unittest import mock
 
 import pytest
@@ -18,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreting import check, needs_triton, print_failures, run_interpreted
 from test_kernels import FLOATS, compare, laid_out
 from torch import nn
 
@@ -26,7 +22,6 @@ from apart_fast.blocks import BlockPoints, PointReLU
 from apart_fast.folding import fold
 from apart_fast.freezing import frozen
 from apart_fast.kernels import block
-from apart_fast.kernels.launch import HAS_TRITON
 from apart_fast.kernels.layout import dense, same_layout
 from apart_fast.models import default_points
 
@@ -83,35 +78,15 @@ CASES = {
 }
 
 
-def run_all_cases():
-    """name -> traceback of every case that fails on the CPU; used under the interpreter."""
-    failures = {}
-    for name, (case, args) in CASES.items():
-        try:
-            case("cpu", *args)
-        except Exception:
-            failures[name] = traceback.format_exc()
-    return failures
-
-
 @pytest.fixture(scope="module")
 def interpreted():
-    """The failures of all cases in Triton's interpreter, from a process in which it is switched on."""
-    env = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_interpreted(__file__)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="Triton does not exist for this platform: only the twins are used")
+@needs_triton
 @pytest.mark.parametrize("name", CASES)
 def test_triton_kernel_equals_twin(name, request):
-    if torch.cuda.is_available():
-        case, args = CASES[name]
-        case("cuda", *args)
-    else:
-        failures = request.getfixturevalue("interpreted")
-        assert name not in failures, failures[name]
+    check(CASES, name, request)
 
 
 # --- the twins against torch's relu
@@ -318,4 +293,4 @@ def test_compiled_passes_leave_the_points_alone():
 
 
 if __name__ == "__main__":
-    print(json.dumps(run_all_cases()))
+    print_failures(CASES)
