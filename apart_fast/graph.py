@@ -71,8 +71,9 @@ class GraphedStep:
 
     def _capture(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        for generator in self._generators:
-            self._graph.register_generator_state(generator)
+        if torch.__version__ < (2, 14):  # later ones find the generators themselves
+            for generator in self._generators:
+                self._graph.register_generator_state(generator)
         # thread_local: a loader's pinning thread may call CUDA meanwhile
         with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
             self._step(self._static)

@@ -48,13 +48,13 @@ class Stopped(Exception):
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The named device, or a GPU if there is one, or the CPU.
+    """The named device, or a GPU if there is one, or the CPU; a GPU is made the current one.
 
     Raises:
         UserError: no such device, or no GPU.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -63,6 +63,9 @@ def pick_device(name: str | None) -> torch.device:
         raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs; give --device cpu, or none")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name} is not supported: give cpu or cuda")
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)  # torch does not take one without an index as the current one
+        torch.cuda.set_device(device)  # streams, graphs and events belong to it
     return device
 
 
@@ -104,8 +107,6 @@ class Trainer:
     def __init__(self, config: TrainConfig, folder: RunFolder, data: Dataset, state: dict | None = None):
         self.config, self.folder = config, folder
         self.device = pick_device(config.device)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # streams, graphs and events belong to the current device
         self.amp = AMP_DTYPES[config.amp_dtype] if config.amp else None
         if self.amp == torch.bfloat16 and not has_bfloat16(self.device):
             tqdm.write(f"note: this {self.device.type.upper()} emulates bfloat16: the run is quicker without --amp")
@@ -183,6 +184,8 @@ class Trainer:
         """
         config = self.config
         self.folder.forget_after(self.progress.epoch)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)  # a process may hold several runs, one after the other
         with ExitStack() as stack:
             stack.enter_context(self._signals())
             stack.callback(self.loader.close)

@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in parts of under nine minutes each, each leaving JSON.
 
     python benchmarks/gpu_suite.py --data-dir data              # all parts, one after the other
-    python benchmarks/gpu_suite.py --data-dir data --parts verify benchmarks
+    python benchmarks/gpu_suite.py --data-dir data --parts verify step-speed kernel-speed
 
 A part is a command of its own, stopped (SIGTERM) after nine minutes; `--slices 6` starts a stopped one again up to five
 times. What trains goes on where it was stopped, also when the suite is run again with the same `--out`.
@@ -56,12 +56,17 @@ def _verify(config: Config, out: Path) -> list[str]:
         "test_amp",
         "test_apart",
         "test_profiling",
+        "test_gpu",
     )
     return ["-m", "pytest", *(f"tests/{name}.py" for name in tests), f"--junitxml={out / 'verify.xml'}"]
 
 
-def _benchmarks(config: Config, out: Path) -> list[str]:
-    return ["-m", "pytest", "benchmarks", f"--benchmark-json={out / 'benchmarks.json'}"]
+def _benchmark(file: Path) -> Callable[[Config, Path], list[str]]:
+    def command(config: Config, out: Path) -> list[str]:
+        name = file.stem.removeprefix("test_")
+        return ["-m", "pytest", f"benchmarks/{file.name}", f"--benchmark-json={out / name}.json"]
+
+    return command
 
 
 def _training(name: str, *flags: str) -> Callable[[Config, Path], list[str]]:
@@ -105,7 +110,11 @@ def _methods(*flags: str) -> Callable[[Config, Path], list[str]]:
 # name -> command line for this Python
 PARTS: dict[str, Callable[[Config, Path], list[str]]] = {
     "verify": _verify,
-    "benchmarks": _benchmarks,
+    # one for each file: pytest writes its JSON at the end, and a stopped one leaves none
+    **{
+        file.stem.removeprefix("test_").replace("_", "-"): _benchmark(file)
+        for file in sorted(Path(__file__).parent.glob("test_*_speed.py"))
+    },
     "profile-128": _training("profile-128", "--profile"),
     "profile-512": _training("profile-512", "--profile", "--batch-size", "512"),
     "apart-30": _training("apart-30"),

@@ -116,6 +116,8 @@ def waiting(request, loaders):
     """Seconds that `next` takes while an APART step runs after each."""
     setting = request.param
     step = engine_step(make_problem(setting), "apart")
+    for _ in range(5 if setting.device == "cuda" else 0):  # until the graph is captured
+        step()
     waits, seconds = {}, {}
     for kind in WAITING:
         batches = loaders[kind].epoch(0)

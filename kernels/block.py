@@ -11,7 +11,7 @@ from apart_fast.kernels.launch import Launch, blocks, jit, on_gpu, sign, tl
 from apart_fast.kernels.layout import dense, flat, laid_out_like
 
 BLOCK = 2048  # 16 elements a thread: one 128-bit access for int8, two for 16-bit floats
-CHUNK = 1 << 18  # elements that the twins hold in float32 at a time: they stay in a core's cache
+CHUNK = 1 << 18  # elements that the twins hold in float32 at a time on a CPU: they stay in a core's cache
 
 
 def _compute_dtype(t):
@@ -19,7 +19,8 @@ def _compute_dtype(t):
 
 
 def _chunks(*tensors):
-    return zip(*(flat(t).split(CHUNK) for t in tensors), strict=True)
+    size = CHUNK if tensors[0].device.type == "cpu" else max(tensors[0].numel(), 1)
+    return zip(*(flat(t).split(size) for t in tensors), strict=True)
 
 
 def capture_sign_torch(g):
