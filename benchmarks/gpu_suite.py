@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in parts of under nine minutes each, each leaving JSON.
 
     python benchmarks/gpu_suite.py --data-dir data              # all parts, one after the other
-    python benchmarks/gpu_suite.py --data-dir data --parts verify step-speed kernel-speed
+    python benchmarks/gpu_suite.py --data-dir data --parts verify-kernels kernel-speed
 
 A part is a command of its own, stopped (SIGTERM) after nine minutes; `--slices 6` starts a stopped one again up to five
 times. What trains goes on where it was stopped, also when the suite is run again with the same `--out`.
@@ -44,21 +44,11 @@ class Config:
     """How many times nine minutes a part may take."""
 
 
-def _verify(config: Config, out: Path) -> list[str]:
-    # kernels against their twins, loaders, graph against eager: no speed is measured before these pass
-    tests = (
-        "test_kernels",
-        "test_kernels_relu",
-        "test_loaders",
-        "test_memory",
-        "test_graph",
-        "test_step",
-        "test_amp",
-        "test_apart",
-        "test_profiling",
-        "test_gpu",
-    )
-    return ["-m", "pytest", *(f"tests/{name}.py" for name in tests), f"--junitxml={out / 'verify.xml'}"]
+def _verify(*names: str) -> Callable[[Config, Path], list[str]]:
+    def command(config: Config, out: Path) -> list[str]:
+        return ["-m", "pytest", *(f"tests/test_{name}.py" for name in names), f"--junitxml={out / names[0]}.xml"]
+
+    return command
 
 
 def _benchmark(file: Path) -> Callable[[Config, Path], list[str]]:
@@ -109,7 +99,10 @@ def _methods(*flags: str) -> Callable[[Config, Path], list[str]]:
 
 # name -> command line for this Python
 PARTS: dict[str, Callable[[Config, Path], list[str]]] = {
-    "verify": _verify,
+    # kernels against their twins, graph against eager, whole commands: no speed is measured before these pass
+    "verify-kernels": _verify("kernels", "kernels_relu"),
+    "verify-steps": _verify("graph", "step", "amp", "apart", "memory", "loaders"),
+    "verify-commands": _verify("gpu", "profiling"),
     # one for each file: pytest writes its JSON at the end, and a stopped one leaves none
     **{
         file.stem.removeprefix("test_").replace("_", "-"): _benchmark(file)
@@ -161,7 +154,7 @@ def run_slice(command: list[str]) -> int:
 
 
 def main(config: Config) -> int:
-    """Run the parts; the exit code is that of the first that failed. A failed `verify` ends the suite."""
+    """Run the parts; the exit code is that of the first that failed. A failed verification ends the suite."""
     if not torch.cuda.is_available():
         print("error: torch sees no GPU: run this on a machine with one", file=sys.stderr)
         return 2
@@ -186,7 +179,7 @@ def main(config: Config) -> int:
         outcomes[part] = {"exit": ended, "seconds": time.monotonic() - began, "command": command}
         atomic_write(out / "suite.json", to_json({"parts": outcomes, "environment": environment()}))
         code = code or ended
-        if part == "verify" and ended:
+        if part.startswith("verify") and ended:
             reason = "took too long" if ended == STOPPED else "failed"
             print(f"error: the verification {reason}: nothing is measured", file=sys.stderr)
             break

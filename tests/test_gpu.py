@@ -68,9 +68,8 @@ def test_attacks_as_a_graph_and_eager_agree(monkeypatch):
     torch.manual_seed(0)
     model = build_model("preact_resnet18", 4, image_size=(12, 12), width=0.125).cuda()
     images = torch.randint(0, 256, (40, 12, 12, 3), dtype=torch.uint8)
-    labels = (
-        model.eval()(images.permute(0, 3, 1, 2).float().cuda() / 255).argmax(1).cpu()
-    )  # all right before the attack
+    logits = model.eval()(images.permute(0, 3, 1, 2).float().cuda() / 255)
+    labels = logits.argmax(1).cpu()  # all right before the attack
     found = []
     for least in (1, 10**9):
         monkeypatch.setattr(attacks, "_GRAPH_FROM", least)
