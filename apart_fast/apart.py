@@ -86,8 +86,8 @@ class Apart:
         seed: of the memory's start, random starts, and crops and flips that the caller does not give.
 
     Raises:
-        UserError: eps, method, points or omega_device that make no sense, or no room for the memory (one line says
-            which).
+        UserError: eps, method, points or omega_device that make no sense, or no room for the memory on the host or
+            the disk (one line says which).
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class EvaluateConfig:
     images: int | None = None
     """Judge on a fixed subset of so many test images. None: all of them."""
     attacks: tuple[str, ...] = ("clean", "pgd-20")
-    """Any of clean, pgd-K, autoattack (needs the extra `autoattack`)."""
+    """Any of clean, fgsm, pgd-K, autoattack (needs the extra `autoattack`)."""
     eps: str = "8/255"
     """Radius of the L-inf ball, a fraction of the pixel range; the step is a quarter of it."""
     restarts: int = 1
@@ -53,7 +53,7 @@ class EvaluateConfig:
     average: bool = True
     """Judge the averaged weights where the checkpoint has them."""
     amp: bool = False
-    """Judge in bfloat16 (quicker; figures to quote are made in float32)."""
+    """Search with fgsm and pgd in bfloat16 (quicker; what holds is still decided in float32)."""
     seed: int = 0
     """Of the random starts."""
     device: str | None = None
@@ -151,7 +151,7 @@ def guarded(command: Callable[[], None]) -> int:
         print(f"error: no space left ({error}): free some space or choose another --out", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError as error:
-        print(f"error: out of GPU memory ({str(error).splitlines()[0]}): lower --batch-size", file=sys.stderr)
+        print(f"error: out of GPU memory ({str(error).splitlines()[0]}): lower the batch size", file=sys.stderr)
         return 2
     return 0
 

@@ -32,7 +32,7 @@ class TrainConfig:
     val_images: int = 1000
     """Size of the fixed validation split, taken from the training set."""
     test_images: int | None = None
-    """Judge on the first so many test images. None: all of them."""
+    """Judge on a fixed subset of so many test images. None: all of them."""
     flip: bool | None = None
     """Random horizontal flips. None: as the data set allows (not for digits)."""
     padding: int = 4
@@ -123,7 +123,7 @@ class TrainConfig:
     """Run folder. None: runs/<dataset>-<method>-<time>."""
     resume: Path | None = None
     """Go on with the run in this folder, from its last checkpoint. Its settings hold; only --data-dir,
-    --download, --device, --workers and --progress may differ."""
+    --download, --device, --workers and --progress may differ (their default values count as not given)."""
     checkpoint_every: int = 1
     """Epochs between checkpoints of the whole state (also written on SIGTERM and Ctrl-C)."""
     keep_weights: int = 0

@@ -68,7 +68,8 @@ class ProfileReport:
         peak_flops: operations a second of the best square matrix product of `dtype` measured here.
         launches: of a step as trained; on CUDA `kernels` (with copies and fills) and `host launches` (what the host
             had to call for them), on the CPU `operator calls` (ATen operators called from outside of ATen).
-        peak_bytes: most memory in use during the timed steps: of the CUDA allocator, or on the CPU of the process.
+        peak_bytes: most memory in use: of the CUDA allocator during the timed steps, or on the CPU of the process since
+            it began.
         floor: the bare passes of the method (`passes` times a forward, data-backward or weight-backward), as a
             graph where steps are, measured in turn with whole steps.
         overhead: ratio of whole step to floor, of neighbours in time.
@@ -411,7 +412,7 @@ def profile(
     These are real steps: memory, statistics and (unless the learning rate is 0) weights move on; `progress` does not.
 
     Args:
-        warmup: steps before anything is timed, at least 1 (a graph is captured and a model compiled in further ones).
+        warmup: steps before anything is timed, at least 1, with --compile 2 (a graph is captured in further ones).
         steps: timed steps, at least 1; None: `STEPS` of the device.
         trace: file for the Chrome trace of one step, compressed if it ends in .gz; None: none is written.
 

@@ -96,8 +96,9 @@ class Trainer:
     """Everything a run holds; `run()` trains to the end and judges.
 
     Args:
-        config: the settings; `check()` is called on them.
+        config: the settings, already checked (`check()`).
         folder: where the run is recorded.
+        data: the data set.
         state: a checkpoint of the same run to go on from.
 
     Raises:
@@ -260,7 +261,10 @@ class Trainer:
         }
 
     def step(self, batch: Batch) -> None:
-        """One training step: perturbation, gradients, weights, averages. Never waits for the device."""
+        """One training step: perturbation, gradients, weights, averages.
+
+        Never waits for the device, unless omega lies on the host or on disk.
+        """
         height, momentum = self.triangle.at(self.global_step)
         self.optimizer.set(lr=self.config.lr * height, momentum=momentum)
         self.apart.set_rates(eta=self.eta * height, momentum=momentum)

@@ -1,4 +1,5 @@
-"""Everything that needs a GPU, in parts of under nine minutes each, each leaving JSON.
+"""Everything that needs a GPU, in parts of under nine minutes each, each leaving JSON (the
+verification: JUnit XML).
 
     python benchmarks/gpu_suite.py --data-dir data              # all parts, one after the other
     python benchmarks/gpu_suite.py --data-dir data --parts verify-kernels kernel-speed

@@ -30,7 +30,7 @@ def gather_crop(source, rows, offsets, flips, out_hw, fill=None, *, padding=0, d
     rows int64 [B]: which source image; offsets int64 [B, 2] (top, left) in the padded image; flips bool [B], applied
     after the crop. With `fill` the source is unpadded and pixels outside it are `fill`; without, every pixel must lie
     inside. dtype: decode to this float dtype first (see codec.py); None keeps the stored numbers.
-    IndexError on the CPU for a row or offset out of range.
+    IndexError on the CPU for a row out of range; offsets are not checked.
     """
     _, height, width, channels = source.shape
     r, c = _source_pixels(offsets, flips, out_hw, padding)

@@ -54,7 +54,7 @@ class Loader:
         _at_least("padding", padding, 0)
         _at_least("number of workers", workers, 0)
         if not 0 <= rank < world_size:
-            raise UserError(f"rank {rank} is not one of 0..{world_size - 1}: check RANK and WORLD_SIZE")
+            raise UserError(f"rank {rank} is not one of 0..{world_size - 1}: give a rank from 0 to world_size - 1")
         self.share = share_positions(len(split), rank, world_size)
         self.num_examples = len(self.share)
         if batch_size > self.num_examples:

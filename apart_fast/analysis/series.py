@@ -120,7 +120,7 @@ def open_series(paths: Sequence[Path], *, weights: bool) -> list[Series]:
 
 
 def judged_data(config: Common, series: Sequence[Series]) -> tuple[Dataset, Split]:
-    """(data set of the runs, its first `config.images` test images).
+    """(data set of the runs, a fixed subset of `config.images` of its test images).
 
     Raises:
         UserError: missing or damaged data.
