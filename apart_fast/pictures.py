@@ -17,8 +17,8 @@ from apart_fast.attacks import predict
 from apart_fast.files import atomic_path
 from apart_fast.loaders.datasets import Split
 
-# Okabe and Ito's palette: told apart by colour-blind readers
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's palette, grey for its pale yellow: told apart by colour-blind readers
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8c8c8c")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

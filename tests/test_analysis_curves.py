@@ -106,6 +106,12 @@ def test_runs_of_one_method_with_other_settings_stay_apart(write_run):
         measured(c, again)
 
 
+def test_how_a_run_was_asked_for_does_not_part_its_seeds(write_run):
+    a = write_run("a", [0.1, 0.2], recipe="small", width=0.25)
+    b = write_run("b", [0.1, 0.2], seed=1, width=0.25, omega_device="host")
+    assert measured(a, b)["methods"]["apart"]["seeds"] == 2
+
+
 def test_one_measure_for_all_runs(write_run):
     every = write_run("every", [0.1, 0.2], key="val_pgd20", method="fgsm")
     some = write_run("some", [None, 0.2], key="val_pgd20", method="apart")

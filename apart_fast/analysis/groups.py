@@ -9,10 +9,11 @@ from apart_fast.errors import UserError
 from apart_fast.methods import get_method
 from apart_fast.pictures import COLOURS
 
-# what leaves the weights of a run as they are, apart from rounding
+# what leaves the weights of a run as they are, apart from rounding; a recipe only names settings that stand beside it
 _IDLE = {
     *MOVABLE,
-    *("seed", "loader", "ffcv", "compile", "graph", "threads", "log_every", "profile", "out", "resume"),
+    *("seed", "recipe", "omega_device"),
+    *("loader", "ffcv", "compile", "graph", "threads", "log_every", "profile", "out", "resume"),
     *("eval_eps", "val_every", "probe_images", "test", "test_images", "checkpoint_every", "keep_weights"),
 }
 
@@ -50,6 +51,6 @@ def _label(mine: dict, settings: list[dict]) -> str:
 
 
 def group_colours(labels: Sequence[str]) -> dict[str, str]:
-    """label -> colour, in the order given; more than seven groups share colours."""
+    """label -> colour, in the order given; more than eight groups share colours."""
     unique = list(dict.fromkeys(labels))
     return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(unique)}

@@ -16,7 +16,16 @@ from apart_fast.report.facts import collapses
 from apart_fast.report.reading import Run
 from apart_fast.report.text import count, percent
 
-DARK_COLOURS = ("#3b94d9", "#f0743e", "#1fb88b", "#dd8fbf", "#efb02e", "#8accf5", "#e8e8e8")  # COLOURS on a dark page
+DARK_COLOURS = (
+    "#3b94d9",
+    "#f0743e",
+    "#1fb88b",
+    "#dd8fbf",
+    "#efb02e",
+    "#8accf5",
+    "#e8e8e8",
+    "#8c8c8c",
+)  # COLOURS on a dark page
 DASHES = {"solid": "-", "dashed": (0, (5, 2)), "dotted": (0, (1, 1.5))}  # class of the style sheet -> of matplotlib
 SPEED = Panel("speed", (Curve("images_per_second", "images/s"),), from_zero=True)
 ENERGY = Panel("GPU energy of an epoch", (Curve("joules", "joules"),), from_zero=True)
@@ -113,7 +122,7 @@ class Chart:
 
 
 def run_colour(number: int) -> tuple[str, str]:
-    """(colour, dash) of a run, or of a curve where there is one run; the colours repeat after seven."""
+    """(colour, dash) of a run, or of a curve where there is one run; the colours repeat after eight."""
     dashes = list(DASHES)
     return f"run-{number % len(COLOURS)}", dashes[number // len(COLOURS) % len(dashes)]
 
