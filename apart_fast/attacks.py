@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -185,6 +186,12 @@ class _Step:
         return torch.where(fooled[:, None, None, None], xk.detach(), moved)
 
 
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each device: cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream(device)
+
+
 class _GraphedStep:
     """A `_Step` replayed as one CUDA graph: one launch for hundreds. Batches of `size` images, or fewer.
 
@@ -206,7 +213,7 @@ class _GraphedStep:
             warnings.warn(f"the attack runs without a CUDA graph, and slower: {reason}", stacklevel=4)
 
     def _capture(self) -> None:
-        stream = torch.cuda.Stream()  # of the images' device: see `_make_step`
+        stream = _capture_stream(self._buffers[0].device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries initialise and Triton compiles outside the capture
             for _ in range(_WARM_UP):

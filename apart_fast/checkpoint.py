@@ -11,6 +11,7 @@ from torch import nn
 
 from apart_fast.errors import UserError
 from apart_fast.files import atomic_path
+from apart_fast.loaders import Dataset
 
 FORMAT = 1
 MAPPED_FROM = 2**31  # bytes
@@ -64,9 +65,40 @@ def load(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> d
         raise UserError(f"checkpoint {path} does not fit into the memory: free some") from error
     except Exception as error:  # zip, pickle and torch each have their own
         raise UserError(f"checkpoint {path} is damaged or not a checkpoint: use another one") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if (
+        not isinstance(state, dict)
+        or state.get("format") != FORMAT
+        or not {"model", "description", "dataset"} <= set(state)
+    ):
         raise UserError(f"{path} is not a checkpoint of this program (format {FORMAT}): use another one")
     return state
+
+
+def check_data(description: object, data: Dataset, name: str, what: str | os.PathLike) -> None:
+    """Refuse a network for other data.
+
+    Args:
+        description: arguments of `build_model`, as checkpoints and summaries keep them.
+        data: what it is to be judged on; `name`: of that data set.
+        what: the checkpoint or run, for the message.
+
+    Raises:
+        UserError: other classes, or images of another shape.
+    """
+    keys = ("num_classes", "image_size", "in_channels")
+    if not isinstance(description, dict) or not all(key in description for key in keys):
+        raise UserError(f"{what} does not say what network it is: use another one")
+    if len(data.classes) != description["num_classes"]:
+        raise UserError(
+            f"{what} knows {description['num_classes']} classes, {name} has {len(data.classes)}: "
+            "choose the data set it was trained on"
+        )
+    shape, known = list(data.test.images.shape[1:]), [*description["image_size"], description["in_channels"]]
+    if shape != known:
+        raise UserError(
+            f"{what} knows images of {known} (height, width, channels), {name} has {shape}: "
+            "choose the data set it was trained on"
+        )
 
 
 def load_model(model: nn.Module, weights: dict, path: str | os.PathLike) -> None:

@@ -78,18 +78,7 @@ def evaluate(config: EvaluateConfig) -> None:
     state = checkpoint.load(config.checkpoint)
     name = config.dataset or state["dataset"]
     data = load_dataset(name, config.data_dir, download=config.download, progress=config.progress)
-    if len(data.classes) != state["description"]["num_classes"]:
-        raise UserError(
-            f"{config.checkpoint} knows {state['description']['num_classes']} classes, {name} has {len(data.classes)}: "
-            "choose the data set it was trained on"
-        )
-    shape = list(data.test.images.shape[1:])
-    known = [*state["description"]["image_size"], state["description"]["in_channels"]]
-    if shape != known:
-        raise UserError(
-            f"{config.checkpoint} knows images of {known} (height, width, channels), {name} has {shape}: "
-            "choose the data set it was trained on"
-        )
+    checkpoint.check_data(state["description"], data, name, config.checkpoint)
     if device.type == "cpu":
         keep_freed_memory()
     model = build_model(**state["description"]).to(device, memory_format=torch.channels_last)

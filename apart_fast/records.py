@@ -96,7 +96,8 @@ class RunFolder:
 
     def kept_weights(self) -> dict[int, Path]:
         """epoch (from 1) -> file, in order, for the epochs whose weights were kept."""
-        return {int(file.stem.removeprefix("epoch-")): file for file in sorted(self.path.glob("weights/epoch-*.pt"))}
+        files = {file.stem.removeprefix("epoch-"): file for file in sorted(self.path.glob("weights/epoch-*.pt"))}
+        return {int(epoch): file for epoch, file in files.items() if epoch.isdecimal()}
 
     def summary(self) -> dict:
         """What the run wrote when it ended.
@@ -149,6 +150,8 @@ class RunFolder:
                 values[name] = Path(values[name]) if values.get(name) else None
             values["points"] = tuple(values["points"]) if values.get("points") else None
             config = TrainConfig(**values)
+            if not isinstance(config.dataset, str) or not isinstance(config.method, str):
+                raise ValueError("data set and method must be names")
             config.check()
             return cls(path), config
         except (ValueError, TypeError, AttributeError) as error:
@@ -164,7 +167,7 @@ class RunFolder:
         if not self._metrics.is_file():
             return []
         lines = []
-        for line in self._metrics.read_text().splitlines():
+        for line in self._metrics.read_text(errors="replace").splitlines():
             try:
                 record = json.loads(line)
             except ValueError:

@@ -87,6 +87,9 @@ class Progress:
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
+    epoch_seconds: float = 0.0  # of the epoch in hand, before a stop
+    epoch_joules: float = 0.0
+    peak_gpu_bytes: int = 0
     best_accuracy: float = -1.0
     best_epoch: int = 0
     best_by: str = ""
@@ -197,6 +200,7 @@ class Trainer:
                 record = self._train_epoch()
                 record |= self._watch_epoch(record["epoch"])
                 self.progress.epoch, self.progress.step = record["epoch"], 0
+                self.progress.epoch_seconds = self.progress.epoch_joules = 0.0
                 self.totals.zero_()
                 self.folder.append(record)
                 self._log_epoch(record)
@@ -240,8 +244,11 @@ class Trainer:
                 if progress.step % self.config.log_every == 0:
                     self._show(bar, readback, (progress.step - first) / (time.perf_counter() - began))
                 if self._signal is not None and progress.step < len(self.loader):
-                    progress.seconds += time.perf_counter() - began
                     self._check_loss(self.totals[0].item())  # a stop must not replace a good checkpoint by NaN
+                    seconds = time.perf_counter() - began
+                    progress.seconds += seconds
+                    progress.epoch_seconds += seconds
+                    progress.epoch_joules += self.energy.read() or 0.0
                     self.save()
                     raise Stopped(self._signal, self.folder.path)
         loss, start_loss, correct, images = self.totals.tolist()  # waits for the device: once an epoch
@@ -255,8 +262,8 @@ class Trainer:
             "start_loss": start_loss / images,
             "train_accuracy": correct / images,
             **self._step_sizes(),
-            "seconds": seconds,
-            **({} if joules is None else {"joules": joules}),
+            "seconds": progress.epoch_seconds + seconds,
+            **({} if joules is None else {"joules": progress.epoch_joules + joules}),
             "images_per_second": done / len(self.loader) * self.loader.num_examples / seconds,
         }
 
@@ -410,7 +417,7 @@ class Trainer:
             "memory_bytes": self.apart.memory.nbytes if self.apart.memory is not None else 0,
         }
         if self.device.type == "cuda":
-            summary["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.device)
+            summary["peak_gpu_bytes"] = self._peak_gpu_bytes()
         last = {name: value.clone() for name, value in self.judged_model.state_dict().items()}
         if config.test:
             attacks = ("clean", "pgd-20")
@@ -432,6 +439,14 @@ class Trainer:
         write_report([self.folder.path], self.folder.path / "report.html")
         return summary
 
+    def _peak_gpu_bytes(self) -> int:
+        """The most that torch had allocated, also before a stop."""
+        if self.device.type == "cuda":
+            self.progress.peak_gpu_bytes = max(
+                self.progress.peak_gpu_bytes, torch.cuda.max_memory_allocated(self.device)
+            )
+        return self.progress.peak_gpu_bytes
+
     # ---- checkpoints
 
     def _weights(self, model: torch.nn.Module, epoch: int) -> dict:
@@ -447,6 +462,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the whole state to `last.pt`."""
+        self._peak_gpu_bytes()
         state = {
             **self._weights(self.model, self.progress.epoch),
             "kind": "training",

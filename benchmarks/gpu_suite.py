@@ -21,6 +21,7 @@ import torch
 import tyro
 
 from apart_fast import METHODS, get_method
+from apart_fast.errors import UserError
 from apart_fast.files import atomic_write
 from apart_fast.records import environment, to_json
 
@@ -63,6 +64,8 @@ def _benchmark(file: Path) -> Callable[[Config, Path], list[str]]:
 def _training(name: str, *flags: str) -> Callable[[Config, Path], list[str]]:
     def command(config: Config, out: Path) -> list[str]:
         folder = out / name
+        if (folder / "summary.json").is_file():
+            return []
         if (folder / "config.json").is_file():
             return ["train.py", "--resume", str(folder)]
         loader = ["--ffcv"] if find_spec("ffcv") else []
@@ -74,6 +77,8 @@ def _training(name: str, *flags: str) -> Callable[[Config, Path], list[str]]:
 
 def _evaluation(name: str, *attacks: str) -> Callable[[Config, Path], list[str]]:
     def command(config: Config, out: Path) -> list[str]:
+        if not (out / name / "summary.json").is_file():
+            raise UserError(f"{name} has not ended: run the part {name} again, with more --slices")
         data = ["--data-dir", str(config.data_dir), "--device", "cuda", "--no-progress", "--images", "1000"]
         known = [a for a in attacks if a != "autoattack" or AUTOATTACK]
         return ["-m", "apart_fast.cli", "evaluate", str(out / name / "best.pt"), *data, "--attacks", *known]
@@ -98,7 +103,7 @@ def _methods(*flags: str) -> Callable[[Config, Path], list[str]]:
     return command
 
 
-# name -> command line for this Python
+# name -> command line for this Python; empty where there is nothing left to do
 PARTS: dict[str, Callable[[Config, Path], list[str]]] = {
     # kernels against their twins, graph against eager, whole commands: no speed is measured before these pass
     "verify-kernels": _verify("kernels", "kernels_relu"),
@@ -172,11 +177,19 @@ def main(config: Config) -> int:
     out.mkdir(parents=True, exist_ok=True)
     outcomes, code = _earlier(out / "suite.json"), 0
     for part in config.parts or PARTS:
-        command = PARTS[part](config, out.resolve())
+        try:
+            command = PARTS[part](config, out.resolve())
+        except UserError as error:
+            print(f"\n== {part}\nerror: {error}", file=sys.stderr, flush=True)
+            code = code or 2
+            continue
+        if not command:
+            print(f"\n== {part}: has ended before", flush=True)
+            continue
         print(f"\n== {part}: python {' '.join(command)}", flush=True)
         began, ended, slices = time.monotonic(), STOPPED, 0
-        while ended == STOPPED and slices < config.slices:
-            ended, slices = run_slice(PARTS[part](config, out.resolve())), slices + 1
+        while ended == STOPPED and slices < config.slices and (going_on := PARTS[part](config, out.resolve())):
+            ended, slices = run_slice(going_on), slices + 1
         outcomes[part] = {"exit": ended, "seconds": time.monotonic() - began, "command": command}
         atomic_write(out / "suite.json", to_json({"parts": outcomes, "environment": environment()}))
         code = code or ended

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from apart_fast import evaluate
+from apart_fast.evaluation import reproducible
 from apart_fast.interleave import interleave
 from benchmarks.baselines import plain_evaluation
 from benchmarks.conftest import Rival
@@ -40,6 +41,7 @@ def evaluations():
         )  # fmt: skip
         return report.attacks[f"pgd-{STEPS}"].correct
 
+    @reproducible()  # the same precision for both
     def plain() -> int:
         return plain_evaluation(judged.model, judged.images, judged.labels, eps=EPS, steps=STEPS, batch_size=BATCH)
 

@@ -295,6 +295,15 @@ def test_collapse_refuses_bad_input_in_one_line(config, runs, tmp_path):
     other = shutil.copytree(runs / "pgd-0", tmp_path / "other")
     change(other, dataset="svhn")
     refused("svhn, apart-0 on folder", reference=other)
+    change(other, dataset="folder")
+    (other / "weights").mkdir()
+    (other / "weights" / "epoch-final.pt").write_bytes(b"not ours")
+    summary = json.loads((other / "summary.json").read_text())
+    for words, there in (("knows 9 classes", {"num_classes": 9}), ("knows images of", {"image_size": [8, 8]})):
+        (other / "summary.json").write_text(json.dumps(summary | {"model": summary["model"] | there}))
+        refused(words, reference=other)
+    (other / "summary.json").write_text("{}")
+    refused("does not say what network", reference=other)
     (other / "summary.json").unlink()
     refused("not finished", reference=other)
 

@@ -112,6 +112,12 @@ def test_how_a_run_was_asked_for_does_not_part_its_seeds(write_run):
     assert measured(a, b)["methods"]["apart"]["seeds"] == 2
 
 
+def test_two_folders_of_images_are_two_data_sets(write_run, tmp_path):
+    a = write_run("a", [0.1, 0.2], dataset="folder", data_dir=tmp_path / "cats")
+    b = write_run("b", [0.1, 0.2], dataset="folder", data_dir=tmp_path / "dogs", seed=1)
+    assert len(measured(a, b)["methods"]) == 2
+
+
 def test_one_measure_for_all_runs(write_run):
     every = write_run("every", [0.1, 0.2], key="val_pgd20", method="fgsm")
     some = write_run("some", [None, 0.2], key="val_pgd20", method="apart")
@@ -128,6 +134,10 @@ def test_curves_refuse_what_is_not_a_finished_run(write_run, tmp_path):
     run = write_run("a", [0.1])
     with pytest.raises(UserError, match="kept no weights"):
         measured(run, judge=True)
+    for content in (b"", b"\x93NUMPY\x00\xff\n", b'{"epoch": 1, "probe_pgd10": "none"}\n'):
+        (run / "metrics.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match="recorded no robust accuracy"):
+            measured(run)
     (run / "summary.json").unlink()
     with pytest.raises(UserError, match="is not finished"):
         measured(run)
@@ -172,6 +182,9 @@ def test_judging_is_resumed_and_says_the_same(trained, image_folder, tmp_path, m
     assert all((tmp_path / name).stat().st_size for name in ("curves.png", "curves.svg"))
     assert capsys.readouterr().out.startswith("apart, 1 seed: best ")
     monkeypatch.setattr(curves, "_judge", judge)
+    cache = tmp_path / "curves-cache.json"
+    cache.write_text(json.dumps(dict.fromkeys(json.loads(cache.read_text()), [0.5])))
+    assert curves.measure(config)["runs"] == numbers["runs"]  # what is no pair is judged anew
     fresh = curves.measure(dataclasses.replace(config, out=tmp_path / "fresh"))
     assert fresh["runs"] == numbers["runs"]
 
@@ -284,6 +297,9 @@ def test_gradients_of_a_run_are_kept_and_drawn(trained, image_folder, tmp_path, 
     assert "last epoch 3: cos(FGSM, PGD-20)" in capsys.readouterr().out
     assert all((tmp_path / name).stat().st_size for name in ("gradients.png", "gradients.svg"))
 
+    cache = tmp_path / "gradients-cache.json"
+    cache.write_text(json.dumps(dict.fromkeys(json.loads(cache.read_text()), {"blocks": []})))
+    assert gradients.measure(config)["runs"] == [run]  # what is no result is measured anew
     monkeypatch.setattr(gradients, "measure_network", lambda *_, **__: pytest.fail("measured twice"))
     assert gradients.measure(config)["runs"] == [run]
     with pytest.raises(pytest.fail.Exception):  # another eps is another result

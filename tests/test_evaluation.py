@@ -346,6 +346,9 @@ class StandIn:
         self.fails, owner = fails, self
 
         class Stream:
+            def __init__(self, device=None):
+                pass
+
             def wait_stream(self, other):
                 pass
 

@@ -62,6 +62,14 @@ def test_all_of_it(config, capsys, monkeypatch):
     monkeypatch.setattr(methods, "train", lambda _: pytest.fail("trained again"))
     monkeypatch.setattr(methods, "evaluate", lambda *_, **__: pytest.fail("judged again"))
     methods.main(config)
+    # an unfinished run is left out, and said so
+    summary = config.folder("pgd-10", 0) / "summary.json"
+    kept = summary.read_text()
+    summary.unlink()
+    config.stages = ("table",)
+    methods.main(config)
+    assert "pgd-10-0 is not finished: left out" in capsys.readouterr().out
+    summary.write_text(kept)
     # and a run made with other settings is not taken for this one
     monkeypatch.setitem(RECIPES, "small", {**TINY, "lr": 0.1})
     with pytest.raises(UserError, match="made with another lr"):

@@ -14,7 +14,7 @@ import tyro
 from apart_fast.cli import main
 from apart_fast.energy import EnergyMeter
 from apart_fast.errors import UserError
-from apart_fast.pictures import curves_figure
+from apart_fast.pictures import COLOURS, curves_figure
 from apart_fast.report import ReportConfig, run, write_report
 from apart_fast.report.charts import make_charts, run_colour
 from apart_fast.report.facts import collapses, comparison, costs, settings
@@ -145,6 +145,14 @@ def test_runs_side_by_side(apart, fgsm, tmp_path):
     assert "--out" not in {s.flag for s in changed} and "--out" in {s.flag for s in every}
 
 
+def test_validation_says_nothing_of_the_best_weights(own):
+    summary = json.loads((own / "summary.json").read_text())
+    (own / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "test"}))
+    rows = {(row.title, row.note) for row in comparison(read_runs([own]))}
+    assert ("PGD-20 validation accuracy", "last weights") in rows
+    assert ("PGD-20 validation accuracy", "best weights") not in rows
+
+
 def test_a_chart_for_each_curve_and_a_colour_for_each_run(apart, fgsm):
     charts = {chart.title: chart for chart in make_charts(read_runs([apart, fgsm]))}
     accuracy, alpha = charts["Validation accuracy: PGD-20"], charts["Learned step sizes: alpha"]
@@ -158,7 +166,7 @@ def test_a_chart_for_each_curve_and_a_colour_for_each_run(apart, fgsm):
 
 def test_more_runs_than_colours_have_other_lines(apart):
     styles = [run_colour(i) for i in range(15)]
-    assert len(set(styles)) == 15 and styles[7] == ("run-0", "dashed")
+    assert len(set(styles)) == 15 and styles[len(COLOURS)] == ("run-0", "dashed")
     records = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]
     assert len(curves_figure({str(i): records for i in range(9)}).axes[0].lines) == 9
 

@@ -120,7 +120,11 @@ def test_a_signal_writes_a_checkpoint_and_resumes_in_mid_epoch(finished, setting
     monkeypatch.setattr(Trainer, "step", step)
     progress = checkpoint.load(out / "last.pt")["progress"]
     assert (progress["epoch"], progress["step"]) == divmod(at + 1, 6)  # at the end of an epoch: after its validation
+    assert (progress["epoch_seconds"] > 0) == (progress["step"] > 0)
     run("train", "--resume", out)
+    seconds = [json.loads(line)["seconds"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    whole = checkpoint.load(out / "last.pt")["progress"]["seconds"]
+    assert sum(seconds) == pytest.approx(whole)  # what was done of an epoch before the stop belongs to it
     assert_same_run(out, finished)
 
 

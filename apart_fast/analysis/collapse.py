@@ -163,7 +163,7 @@ def compute(config: CollapseConfig) -> dict:
     series = open_series(config.runs, weights=True)
     reference, path = open_reference(config.reference, series[0])
     groups = group_runs(series)
-    _, split = judged_data(config, series)
+    _, split = judged_data(config, [*series, reference])
     judge = _Judge(config, split, path)
     todo = [
         (label, one, epoch) for label, runs in groups.items() for one in runs for epoch in _chosen(one, config.every)

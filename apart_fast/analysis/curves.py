@@ -60,10 +60,10 @@ def recorded(series: Sequence[Series]) -> tuple[str, list[dict]]:
     Raises:
         UserError: the runs have no measure in common.
     """
-    if all("val_pgd20" in record for one in series for record in one.records):
+    if all(0 < len(one.records) == len(_column(one.records, "val_pgd20")[0]) for one in series):
         measure = "val_pgd20"
     else:
-        common = [m for m in ("probe_pgd10", "val_pgd20") if all(any(m in r for r in one.records) for one in series)]
+        common = [m for m in ("probe_pgd10", "val_pgd20") if all(_column(one.records, m)[0] for one in series)]
         if not common:
             raise UserError("the runs recorded no robust accuracy that they have in common: add --judge")
         measure = common[0]
@@ -80,7 +80,7 @@ def _record(one: Series, measure: str) -> dict:
 
 
 def _column(records: list[dict], key: str) -> tuple[list[int], list[float]]:
-    found = [(record["epoch"], record[key]) for record in records if record.get(key) is not None]
+    found = [(record["epoch"], record[key]) for record in records if isinstance(record.get(key), int | float)]
     return [epoch for epoch, _ in found], [value for _, value in found]
 
 
@@ -103,7 +103,7 @@ def judged(config: CurvesConfig, series: Sequence[Series]) -> tuple[str, list[di
             for epoch, file in one.weights.items():
                 key = result_key(file, settings)
                 pair = cache.get(key)
-                if pair is None:
+                if not _is_pair(pair):
                     pair = _judge(config, one.model(epoch, device), split.images, split.labels)
                     cache.put(key, pair)
                 pairs.append(pair)
@@ -114,6 +114,10 @@ def judged(config: CurvesConfig, series: Sequence[Series]) -> tuple[str, list[di
                 {"images": len(split), "epochs": epochs, "robust": robust, "clean_epochs": epochs, "clean": clean}
             )
     return "test_pgd20", found
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
 
 
 def _judge(config: CurvesConfig, model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> list[float]:

@@ -33,13 +33,16 @@ from apart_fast.analysis.series import Common, Series, judged_data, open_series
 from apart_fast.attacks import predict
 from apart_fast.blocks import match_points
 from apart_fast.errors import UserError
+from apart_fast.evaluation import reproducible
 from apart_fast.freezing import frozen
 from apart_fast.loaders import fingerprint
 from apart_fast.models.points import default_points
+from apart_fast.report.text import number
 from apart_fast.trainer import pick_device
 from apart_fast.units import parse_eps
 
 PGD_STEPS = 20
+_MEASURES = ("fgsm_pgd_cosine", "gradient_alignment", "fgsm_gain", "pgd_gain", "input_gradient")
 
 
 @dataclass(kw_only=True)
@@ -224,14 +227,17 @@ def measure(config: GradientsConfig) -> dict:
         (label, one, measured_epochs(list(one.weights), config.every)) for label, g in groups.items() for one in g
     ]
     runs, total = [], sum(len(epochs) for _, _, epochs in chosen)
-    with tqdm(total=total, desc="gradients", unit="epoch", disable=None if config.progress else True) as bar:
+    with (
+        tqdm(total=total, desc="gradients", unit="epoch", disable=None if config.progress else True) as bar,
+        reproducible(),
+    ):
         for label, one, epochs in chosen:
             points = block_points(one, one.model(epochs[0], device))
             rows = []
             for epoch in epochs:
                 key = result_key(one.weights[epoch], {**key_settings, "points": points})
                 row = cache.get(key)
-                if row is None:
+                if not _is_row(row, len(points)):
                     row = measure_network(one.model(epoch, device), images, labels, points, **settings)
                     cache.put(key, row)
                 rows.append(row)
@@ -247,6 +253,15 @@ def measure(config: GradientsConfig) -> dict:
     }
 
 
+def _is_row(value: object, points: int) -> bool:
+    """Whether a value of the cache is what `measure_network` returns."""
+    if not isinstance(value, dict) or value.keys() != {*_MEASURES, "blocks"}:
+        return False
+    blocks = value["blocks"]
+    numbers = [value[name] for name in _MEASURES] + (blocks if isinstance(blocks, list) else [None])
+    return len(numbers) == len(_MEASURES) + points and all(isinstance(v, int | float) for v in numbers)
+
+
 def _gather(label: str, one: Series, points: list[tuple[str, str]], epochs: list[int], rows: list[dict]) -> dict:
     records = {record["epoch"]: record for record in one.records}
     learned = ("alpha", "alpha_omega", "alpha_blocks")
@@ -254,7 +269,7 @@ def _gather(label: str, one: Series, points: list[tuple[str, str]], epochs: list
         "name": one.name,
         "method": label,
         "seed": one.config.seed,
-        "best_epoch": one.folder.summary().get("best", {}).get("epoch"),
+        "best_epoch": number(one.folder.summary(), "best", "epoch"),
         "points": [name if side == "input" else f"{name}:{side}" for name, side in points],
         "epochs": epochs,
         **{name: [row[name] for row in rows] for name in rows[0]},

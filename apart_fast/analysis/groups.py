@@ -40,6 +40,8 @@ def group_runs(series: Sequence[Series]) -> dict[str, list[Series]]:
 
 def _settings(one: Series) -> dict:
     values = {name: value for name, value in asdict(one.config).items() if name not in _IDLE}
+    if one.config.dataset == "folder":
+        values["data_dir"] = one.config.data_dir  # the place is all that tells two of them apart
     return values | {"method": get_method(one.config.method).name}  # pgd is pgd-10
 
 

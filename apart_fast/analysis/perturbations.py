@@ -193,7 +193,7 @@ def compute(config: PerturbationsConfig) -> tuple[dict, Picture]:
     (one,) = open_series([config.run], weights=True)
     reference, path = open_reference(config.reference, one) if config.reference else (None, None)
     epochs = choose_epochs(one, config.epochs)
-    data, split = judged_data(config, [one])
+    data, split = judged_data(config, [one, *([reference] if reference else [])])
     eps, shown = parse_eps(config.eps), spread(split.labels, config.shown)
     rows, images = [], _Images(config, split, len(epochs) + bool(reference))
     numbers = {

@@ -123,7 +123,10 @@ def judged_data(config: Common, series: Sequence[Series]) -> tuple[Dataset, Spli
     """(data set of the runs, a fixed subset of `config.images` of its test images).
 
     Raises:
-        UserError: missing or damaged data.
+        UserError: missing or damaged data, or a run whose network is for other classes or images.
     """
-    data = load_dataset(series[0].config.dataset, config.data_dir, download=config.download, progress=config.progress)
+    name = series[0].config.dataset
+    data = load_dataset(name, config.data_dir, download=config.download, progress=config.progress)
+    for one in series:
+        checkpoint.check_data(one.folder.summary().get("model"), data, name, one.folder.path)
     return data, subset(data.test, min(config.images, len(data.test)))

@@ -166,8 +166,10 @@ def comparison(runs: Sequence[Run]) -> list[Row]:
     found: dict[tuple[str, str], list[str | Accuracy]] = {}
     for i, run in enumerate(runs):
         for judgement in judgements(run):
-            last, best = judgement.shown[0], judgement.shown[-1]
-            for which, value in (("last weights", last), ("best weights", best)):
+            shown = {"last weights": judgement.shown[0]}
+            if isinstance(run.summary.get("test"), dict):  # validation's figures are of the last weights alone
+                shown["best weights"] = judgement.shown[-1]
+            for which, value in shown.items():
                 row = found.setdefault((judgement.title, which), [NOTHING] * len(runs))
                 epoch = number(run.summary, "best", "epoch") if which == "best weights" else None
                 row[i] = dataclasses.replace(value, note=f"epoch {epoch}" if epoch else "")
