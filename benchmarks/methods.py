@@ -67,6 +67,8 @@ class Config:
     """Train in bfloat16."""
     eps: str | None = None
     """Radius in training. None: that of the recipe."""
+    step_decay: float | None = None
+    """lambda, weight decay of the learned step sizes. None: that of the recipe."""
     device: str | None = None
     """cuda, cpu, ... None: a GPU if there is one."""
     runs: Path | None = None
@@ -88,10 +90,10 @@ class Config:
 
     def wanted(self, method: str, seed: int) -> TrainConfig:
         """The settings of a run."""
-        radius = {} if self.eps is None else {"eps": self.eps}
+        given = {name: getattr(self, name) for name in ("eps", "step_decay") if getattr(self, name) is not None}
         return TrainConfig.of(
             self.recipe,
-            **radius,
+            **given,
             data_dir=self.data_dir,
             method=method,
             seed=seed,
@@ -337,7 +339,8 @@ def _markdown(rows: list[dict], config: Config) -> str:
     about = (
         f"# Methods on {made.dataset}, recipe {config.recipe}\n\n"
         f"{made.epochs} epochs of {made.train_images or 'all'} images, {made.model} of width factor {made.width}, "
-        f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}, eps {made.eps} in training; "
+        f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}, eps {made.eps} in training, step decay "
+        f"{made.step_decay:g}; "
         f"last weights, mean over the seeds, test images in brackets; attacks within {made.eval_eps}. "
         "Step times: medians with quartiles, taken in turns in one process.\n\n"
     )
