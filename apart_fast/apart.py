@@ -3,6 +3,7 @@
 The way of the data is `Apart.step`: start -> (pass 1 -> move) x steps -> pass 2 -> remember.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,11 +18,12 @@ from apart_fast.blocks import BlockPoints
 from apart_fast.errors import UserError
 from apart_fast.freezing import frozen
 from apart_fast.kernels.codec import encode
+from apart_fast.layout import any_layout
 from apart_fast.methods import Method, get_method
 from apart_fast.models.points import default_points
 from apart_fast.optim import SGD
 from apart_fast.staging import make_memory
-from apart_fast.stem import keep_stem_precise
+from apart_fast.stem import keep_stem_precise, release_stem
 from apart_fast.units import parse_eps
 
 STEP_SIZE_START = 1e-4  # alpha and alpha_omega of the released run; alpha_b start at 0
@@ -73,7 +75,8 @@ class Apart:
         points: patterns of the block points (see `apart_fast.blocks`); None: the model's own
             (`apart_fast.models.points.default_points`). Without block steps in the method they are not used.
         amp: torch.bfloat16 or torch.float16 for autocast; None: no autocast. The first layer stays in full precision.
-        scaler: a `torch.amp.GradScaler` for float16. Call `scaler.step(optimizer)` and `scaler.update()` as usual.
+        scaler: a `torch.amp.GradScaler` for float16. Call `scaler.step(optimizer)` and `scaler.update()` after every
+            `step`: gradients of several steps can be summed up in bfloat16 or float32 only.
         label_smoothing: of the cross-entropy in both passes.
         eta: learning rate of the step sizes, for the released run of 11,730 steps 5e-8 (see `scaled_eta`).
         decay: lambda, their weight decay: 1200 as in the published curves, 400 as the released script on torch >= 2.
@@ -147,10 +150,12 @@ class Apart:
         self.step_optimizer = SGD([self.step_sizes], lr=eta, momentum=0.9, weight_decay=decay, maximize=True)
         self._memory_scale = None  # of a memory whose scale is not learned
         if self.method.start_size is not None:
-            self._memory_scale = torch.tensor(self.method.start_size * self.eps, dtype=dtype, device=self.device)
+            size = max(self.method.start_size * self.eps, torch.finfo(dtype).tiny)  # eps 0: no 0 / 0
+            self._memory_scale = torch.tensor(size, dtype=dtype, device=self.device)
+        sample = torch.zeros(2, *self.image_shape, dtype=dtype, device=self.device).permute(0, 3, 1, 2)
+        self._network = any_layout(model, sample)
         if amp is not None:
-            h, w, c = self.image_shape
-            keep_stem_precise(model, torch.zeros(2, c, h, w, device=self.device))
+            keep_stem_precise(self._network, sample)
 
     # ---- the step
 
@@ -174,13 +179,15 @@ class Apart:
             offsets: int64 [B, 2], (top, left) of the crop in the padded image, 0..2*padding; None: drawn.
             flips: bool [B], horizontal flip after the crop; None: drawn.
 
-        Nothing waits for the device (but see `omega_at_hand`). Raises ValueError when the model is in eval mode or
-        `indices` is missing.
+        Nothing waits for the device (but see `omega_at_hand`). Raises ValueError when the model is in eval mode,
+        `indices` is missing or a tensor has another shape or dtype, IndexError for an example that is not there (on a
+        GPU that is a device-side assertion).
         """
         if not self.model.training:
             raise ValueError("the model is in eval mode: call model.train() before a training step")
         if self.memory is not None and indices is None:
             raise ValueError(f"method {self.method.name} remembers: give the indices of the examples")
+        self._check_batch(images, labels, indices=indices, rows=rows, offsets=offsets, flips=flips)
         with self.omega_at_hand(indices):
             place = self._place(images, labels, indices, rows, offsets, flips)
             x, d0, adversarial = _STARTS[self.method.start](self, place)
@@ -210,6 +217,21 @@ class Apart:
             upcoming: int64, `indices` of the next step: theirs is fetched while this step runs.
         """
         return nullcontext() if self.memory is None else self.memory.at_hand(indices, upcoming)
+
+    def _check_batch(self, images: Tensor, labels: Tensor, **of_each: Tensor | None) -> None:
+        """ValueError for shapes and dtypes with which a kernel would read beside the tensors."""
+        n = len(labels)
+        if labels.shape != (n,) or labels.dtype != torch.int64:
+            raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}: give int64 [B]")
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(f"images are {tuple(images.shape)}: give [B, {', '.join(map(str, self.image_shape))}]")
+        if of_each["rows"] is None and len(images) != n:
+            raise ValueError(f"{len(images)} images and {n} labels: give as many, or rows")
+        for name, tensor in of_each.items():
+            shape = (n, 2) if name == "offsets" else (n,)
+            dtype = torch.bool if name == "flips" else torch.int64
+            if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype):
+                raise ValueError(f"{name} are {tensor.dtype} {tuple(tensor.shape)}: give {dtype} {shape}")
 
     def _place(self, images, labels, indices, rows, offsets, flips) -> Placement:
         n, device = len(labels), self.device
@@ -242,7 +264,7 @@ class Apart:
 
     def _loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
-            logits = self.model(x.permute(0, 3, 1, 2))
+            logits = self._network(x.permute(0, 3, 1, 2))
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), logits
 
@@ -309,10 +331,13 @@ class Apart:
 
         Raises:
             UserError: another method, number of examples, image shape, omega dtype or number of block points.
+
+        The generator's state goes from device to device of one kind only; for another kind it is drawn anew from it.
         """
         mine = self.state_dict()
         for name in mine.keys() | state.keys():
-            if name not in mine or name not in state or mine[name].shape != state[name].shape:
+            there = name in mine and name in state
+            if not there or (mine[name].shape != state[name].shape and name != "generator"):
                 shapes = [tuple(s[name].shape) if name in s else "nothing" for s in (state, mine)]
                 raise UserError(
                     f"saved training state does not fit: {name} is {shapes[0]} there and {shapes[1]} here; "
@@ -325,12 +350,18 @@ class Apart:
         for name, tensor in mine.items():
             if name != "generator":
                 tensor.copy_(state[name])
-        self.generator.set_state(state["generator"].cpu())
+        saved = state["generator"].cpu()
+        if saved.shape == self.generator.get_state().shape:
+            self.generator.set_state(saved)
+        else:  # of another kind of device: new numbers, but the same ones each time
+            digest = hashlib.sha256(saved.numpy().tobytes()).digest()
+            self.generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
     def remove(self) -> None:
-        """Take the block points' hooks off the model."""
+        """Take the block points' hooks off the model, and let its first layer be as other layers again."""
         if self.points:
             self.points.remove()
+        release_stem(self.model)
 
 
 # ---- starts: (x, d0, x0), each [B, H, W, C]
@@ -389,7 +420,7 @@ def _remember_nothing(*_):
 
 def _remember_perturbation(apart: Apart, place: Placement, x: Tensor, adversarial: Tensor, *_):
     store = apart.memory.store
-    values = encode((adversarial - x) / apart._memory_scale, store.dtype)
+    values = encode(((adversarial - x) / apart._memory_scale).clamp_(-1, 1), store.dtype)
     kernels.scatter_crop(store, values, place.indices, place.offsets, place.flips)
 
 

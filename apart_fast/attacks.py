@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from apart_fast.errors import UserError
 from apart_fast.freezing import frozen
 from apart_fast.kernels import projected_step
+from apart_fast.layout import any_layout
 
 _WARM_UP = 3  # calls before a capture
 _GRAPH_FROM = 40  # batches: for fewer a capture (a few batches' time) does not pay
@@ -93,6 +94,7 @@ def pgd(
     if not (low >= 0 and high <= 1):
         raise UserError(f"pixels must lie in [0, 1], got [{low:.3g}, {high:.3g}]: normalise inside the model")
 
+    model = any_layout(model, images[:2].permute(0, 3, 1, 2))
     seeds = draw_seeds(len(images), generator) if random_start else None
     size = batch_size or len(images)
     adversarial = images.detach().clone(memory_format=torch.contiguous_format)
@@ -112,6 +114,8 @@ def draw_seeds(n: int, generator: torch.Generator | None) -> Tensor:
 @torch.no_grad()
 def correct(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
     """bool [N]: `is_correct` of float NHWC images [N, H, W, C], `batch_size` of them at a time."""
+    if len(images) == 0:  # many a model cannot take none
+        return torch.zeros(0, dtype=torch.bool, device=images.device)
     batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
     return torch.cat([is_correct(predict(model, x), y) for x, y in batches])
 
@@ -144,15 +148,21 @@ def search(
     """
     images = images.detach().contiguous()
     found, standing = images.clone(), torch.arange(len(images), device=images.device)
+    if len(images) == 0:
+        return found, torch.zeros_like(labels, dtype=torch.bool)
     batches = -(-len(images) // batch_size) * steps * restarts
     with frozen(model):
         advance = _make_step(model, images, min(batch_size, len(images)), batches, step, eps)
         for restart in range(restarts):
+            if not len(standing):
+                break
             if seeds is not None:
                 noise = _noise(seeds[standing.cpu()], restart, images.shape[1:], eps)
                 found[standing] = (images[standing] + noise.to(images)).clamp_(0, 1)
             later = steps * (restarts - restart - 1)
             for left in reversed(range(steps)):
+                if not len(standing):
+                    break
                 fooled = torch.empty_like(standing, dtype=torch.bool)
                 for rows, marks in zip(standing.split(batch_size), fooled.split(batch_size), strict=True):
                     found[rows] = advance(images[rows], found[rows], labels[rows], marks)
@@ -292,7 +302,10 @@ def autoattack(
             attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, num_classes - 1)
             # its view() calls need plain NCHW
             nchw = images.permute(0, 3, 1, 2).contiguous()
-            _, predictions = attack.run_standard_evaluation(nchw, labels, batch_size=batch_size)
+            found, predictions = attack.run_standard_evaluation(nchw, labels, batch_size=batch_size)
     finally:
         sys.settrace(tracer)  # its check for dynamic defences switches tracing off
-    return predictions == labels
+    # its argmax takes the first class where a logit is NaN
+    batches = zip(found.split(batch_size), labels.split(batch_size), strict=True)
+    right = [correct(model, x.permute(0, 2, 3, 1).to(device), y.to(device), batch_size) for x, y in batches]
+    return (predictions == labels) & torch.cat(right).to(labels.device)

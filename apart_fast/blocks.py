@@ -77,12 +77,16 @@ class _ReluAddSign(torch.autograd.Function):
 
 
 class PointReLU(nn.ReLU):
-    """A ReLU that leaves its work to a block point while that is active."""
+    """A ReLU that leaves its work to a block point while that is active; pickled without the point."""
 
     def forward(self, z: Tensor) -> Tensor:
         """relu(z), with what the point does to it."""
-        a = self._at(z)
+        at = vars(self).get("_at")
+        a = None if at is None else at(z)
         return F.relu(z) if a is None else a
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_at"}
 
 
 class _Fused:

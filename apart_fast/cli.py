@@ -19,7 +19,7 @@ from apart_fast.demo import DemoConfig
 from apart_fast.demo import run as demo
 from apart_fast.errors import UserError
 from apart_fast.evaluation import describe
-from apart_fast.files import NO_ROOM, atomic_write
+from apart_fast.files import NO_ROOM, atomic_write, check_writable
 from apart_fast.loaders import load_dataset, subset
 from apart_fast.models import build_model
 from apart_fast.recipes import RECIPES
@@ -75,10 +75,12 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.images is not None and config.images < 1:
         raise UserError(f"--images {config.images} is too small: give at least 1")
     eps, device = parse_eps(config.eps), pick_device(config.device)
+    out = config.out or config.checkpoint.parent / "evaluation.json"
     state = checkpoint.load(config.checkpoint)
     name = config.dataset or state["dataset"]
     data = load_dataset(name, config.data_dir, download=config.download, progress=config.progress)
     checkpoint.check_data(state["description"], data, name, config.checkpoint)
+    check_writable(out)
     if device.type == "cpu":
         keep_freed_memory()
     model = build_model(**state["description"]).to(device, memory_format=torch.channels_last)
@@ -98,11 +100,10 @@ def evaluate(config: EvaluateConfig) -> None:
         amp=torch.bfloat16 if config.amp else None,
         progress=config.progress,
     )
-    out = config.out or config.checkpoint.parent / "evaluation.json"
+    print(f"{config.checkpoint}: {describe(asdict(report))}")
     atomic_write(
         out, to_json({"checkpoint": config.checkpoint, "dataset": name, **asdict(report), "environment": environment()})
     )
-    print(f"{config.checkpoint}: {describe(asdict(report))}")
     print(f"report: {out}")
 
 

@@ -1,6 +1,7 @@
 """The main job at a size that two CPU cores finish in minutes: APART beside ordinary training on Fashion-MNIST."""
 
 import importlib.util
+import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from apart_fast.config import TrainConfig
 from apart_fast.errors import UserError
 from apart_fast.evaluation import describe
 from apart_fast.files import atomic_write
+from apart_fast.loaders import load_dataset
 from apart_fast.methods import get_method
 from apart_fast.precision import has_bfloat16
 from apart_fast.records import RunFolder, environment, to_json
@@ -32,6 +34,21 @@ class DemoConfig:
     """Where batches come from; ffcv where it is not installed: resident."""
 
 
+def _is_demo(folder: Path) -> bool:
+    """Whether a folder holds what a demo leaves, and nothing else."""
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - MADE:
+        return False
+    try:
+        runs = [
+            json.loads((folder / method / "config.json").read_text())
+            for method in METHODS
+            if (folder / method).exists()
+        ]
+        return all(run["recipe"] == "demo" for run in runs)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def run(config: DemoConfig) -> None:
     """Train both networks, judge them, draw the pictures and say where everything lies.
 
@@ -43,11 +60,11 @@ def run(config: DemoConfig) -> None:
         print("ffcv is not installed: going on with the resident loader")
         loader = "resident"
     report = config.out / "demo.json"
-    if config.out.exists() and (not config.out.is_dir() or {p.name for p in config.out.iterdir()} - MADE):
+    if config.out.exists() and not _is_demo(config.out):
         raise UserError(f"{config.out} holds something other than a demo: choose another --out")
-    shutil.rmtree(config.out, ignore_errors=True)
-
     base = TrainConfig.of("demo", data_dir=config.data_dir, loader=loader, amp=has_bfloat16(pick_device(None)))
+    load_dataset(base.dataset, base.data_dir)  # without data the old demo stays
+    shutil.rmtree(config.out, ignore_errors=True)
     summaries, precision = {}, "bfloat16" if base.amp else "float32"
     for method in METHODS:
         # the same time for both: epochs in the inverse ratio of a step's passes, 5 and 3

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from apart_fast import attacks as _attacks
 from apart_fast.errors import UserError
 from apart_fast.folding import fold
+from apart_fast.layout import any_layout
 from apart_fast.units import parse_eps
 
 Z_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
@@ -292,13 +293,15 @@ def evaluate(
     labels = labels.long()
     results = {}
     with _evaluating(model), reproducible():
+        sample = images[:2].to(device).float().div(255)
+        network = any_layout(model, sample.permute(0, 3, 1, 2))
         with torch.no_grad():
-            num_classes = _attacks.predict(model, images[:1].to(device).float().div(255)).shape[1]
+            num_classes = _attacks.predict(network, sample).shape[1]
         low, high = labels.aminmax()
         if low < 0 or high >= num_classes:
             raise UserError(f"labels go from {int(low)} to {int(high)} but the model has {num_classes} classes")
         job = _Job(
-            model, images, labels, radius, batch_size, restarts, seed, device, amp, num_classes, progress=progress
+            network, images, labels, radius, batch_size, restarts, seed, device, amp, num_classes, progress=progress
         )
         for name, run in jobs.items():
             start = time.perf_counter()

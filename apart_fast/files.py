@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from apart_fast.errors import UserError
@@ -16,6 +16,22 @@ _NOT_THERE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
     *(errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG),
 }
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Refuse a place where no file can be written, before hours of work go into one.
+
+    Raises:
+        UserError: as `atomic_path`.
+    """
+    if Path(path).is_dir():
+        raise UserError(f"cannot write {path} (it is a folder): name a file")
+    with suppress(_Undone), atomic_path(path):
+        raise _Undone
+
+
+class _Undone(Exception):
+    pass
 
 
 @contextmanager

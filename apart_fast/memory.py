@@ -11,6 +11,20 @@ INITIAL_SCALE = 1e-3  # omega starts as 0.001 * N(0, 1)
 _CHUNK = 4096  # rows drawn at a time: the store may be as large as the device allows
 
 
+def check_indices(indices: Tensor, num_examples: int) -> None:
+    """Refuse what is not int64 [B] in 0..num_examples-1: a kernel would write beside the store."""
+    if indices.dtype != torch.int64 or indices.dim() != 1:
+        raise ValueError(f"indices are {indices.dtype} {tuple(indices.shape)}: give int64 [B]")
+    if indices.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # the same batches came without a graph before
+    inside = ((indices >= 0) & (indices < num_examples)).all()
+    outside = f"an example is outside of 0..{num_examples - 1}: num_examples is the size of the whole training set"
+    if indices.is_cuda:
+        torch._assert_async(inside, outside)
+    elif not inside:
+        raise IndexError(outside)
+
+
 class Memory:
     """A row of [H + 2p, W + 2p, C] values in [-1, 1] for each example, all of them in `store`.
 
@@ -30,7 +44,13 @@ class Memory:
         self.store, self.device, self.nbytes = store, store.device, store.nbytes
 
     def at_hand(self, indices: Tensor, upcoming: Tensor | None = None) -> AbstractContextManager:
-        """Within: the rows of the examples `indices` are in the store (here they always are)."""
+        """Within: the rows of the examples `indices` are in the store (here they always are).
+
+        Raises:
+            ValueError: not int64 [B].
+            IndexError: no such example. On a GPU a device-side assertion fails instead, since nothing waits there.
+        """
+        check_indices(indices, len(self.store))
         return nullcontext()
 
     def rows(self, indices: Tensor) -> Tensor:

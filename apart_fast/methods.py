@@ -55,6 +55,8 @@ class Method:
         learned = (self.start == "memory" and self.start_size is None, self.step_size is None)
         if learned[0] != learned[1] or learned[0] != (self.remembers == "direction"):
             raise UserError(f"method {self.name}: a direction is remembered exactly when start and step are learned")
+        if self.remembers == "perturbation" and not self.start_size >= 1:
+            raise UserError(f"method {self.name}: a memory of size {self.start_size} cannot hold eps: give at least 1")
         if self.learned and self.steps != 1:
             raise UserError(f"method {self.name}: a learned step size needs steps = 1, got {self.steps}")
         if self.blocks and not self.learned:

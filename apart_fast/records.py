@@ -14,7 +14,7 @@ import torch
 
 from apart_fast.config import TrainConfig
 from apart_fast.errors import UserError
-from apart_fast.files import atomic_write, read_object
+from apart_fast.files import atomic_write, check_writable, read_object
 
 
 def environment() -> dict:
@@ -117,7 +117,8 @@ class RunFolder:
         Raises:
             UserError: it already holds a run.
         """
-        path = config.out or Path("runs") / f"{config.dataset}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+        now = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() // 10**6 % 1000:03}"  # runs may start together
+        path = config.out or Path("runs") / f"{config.dataset}-{config.method}-{now}"
         if (path / "config.json").exists():
             raise UserError(f"{path} already holds a run: go on with --resume {path}, or choose another --out")
         return cls(path)
@@ -126,10 +127,20 @@ class RunFolder:
         """Write the configuration and environment that make the folder a run.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or another process has made it a run since `choose`.
         """
-        atomic_write(self.path / "environment.json", to_json(environment()))
-        atomic_write(self.path / "config.json", to_json(config))  # last: it makes the folder a run
+        mine = self.path / "config.json"
+        check_writable(mine)
+        try:
+            mine.touch(exist_ok=False)
+        except FileExistsError as error:
+            raise UserError(f"another run has begun in {self.path}: choose another --out") from error
+        try:
+            atomic_write(self.path / "environment.json", to_json(environment()))
+            atomic_write(mine, to_json(config))  # last: it makes the folder a run
+        except BaseException:
+            mine.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def open(cls, path: Path) -> tuple["RunFolder", TrainConfig]:

@@ -22,6 +22,10 @@ class _Precise:
             out = super().forward(x.to(self.weight.dtype))
         return out.to(torch.get_autocast_dtype(device)) if autocast else out
 
+    def __reduce_ex__(self, protocol):
+        _, (kind,), *rest = super().__reduce_ex__(protocol)  # copyreg.__newobj__, (class,), state, ...
+        return (_new_precise, (kind.__bases__[1],), *rest)  # pickle does not find a class that was made here
+
 
 _PRECISE: dict[type, type] = {}  # class of a layer -> the same, precise
 
@@ -59,6 +63,21 @@ def keep_stem_precise(model: nn.Module, sample: Tensor) -> None:
             stacklevel=2,
         )
         return
-    kind = type(stem)
-    # one class for each, made once: state_dict, isinstance and deepcopy work as before
-    stem.__class__ = _PRECISE.setdefault(kind, type(f"Precise{kind.__name__}", (_Precise, kind), {}))
+    stem.__class__ = _precise(type(stem))
+
+
+def release_stem(model: nn.Module) -> None:
+    """Undo `keep_stem_precise`."""
+    for module in model.modules():
+        if isinstance(module, _Precise):
+            module.__class__ = type(module).__bases__[1]
+
+
+def _precise(kind: type) -> type:
+    """One class for each, made once: state_dict, isinstance, deepcopy and pickle work as before."""
+    return _PRECISE.setdefault(kind, type(f"Precise{kind.__name__}", (_Precise, kind), {}))
+
+
+def _new_precise(kind: type) -> nn.Module:
+    made = _precise(kind)
+    return made.__new__(made)

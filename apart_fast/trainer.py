@@ -1,5 +1,6 @@
 """The training loop: loader -> `Apart.step` -> optimiser, with validation, probe, checkpoints and records."""
 
+import copy
 import math
 import os
 import signal
@@ -137,6 +138,7 @@ class Trainer:
             workers=config.workers if config.workers is not None else os.cpu_count() or 1,
             progress=config.progress,
         )
+        _check_last_batch(self.model, self.loader.num_examples, config.batch_size, train)
         self.scaler = None
         if self.amp == torch.float16:
             self.scaler = torch.amp.GradScaler(self.device.type)
@@ -523,6 +525,21 @@ class Trainer:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+
+def _check_last_batch(model: torch.nn.Module, num_examples: int, batch_size: int, train: Split) -> None:
+    """Refuse an epoch that ends with a batch of one image, where the network's BatchNorm would need two."""
+    if (num_examples - 1) % batch_size:
+        return
+    image = train.images[:1].to(next(model.parameters()).device).permute(0, 3, 1, 2).float() / 255
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).train()(image)
+    except ValueError as error:
+        raise UserError(
+            f"the last batch of an epoch has one image, and this network needs two ({error}): "
+            f"choose a --batch-size that does not divide {num_examples - 1}"
+        ) from error
 
 
 def _plain_model(compiled: bool):

@@ -1,6 +1,7 @@
 """The `Apart` object in other people's hands, and every method of the family through it."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -233,9 +234,27 @@ def test_bad_use_is_told():
         get_method("fgsm-rs-3")
     with pytest.raises(UserError, match="steps = 1"):
         Method("x", "memory", 2, None, None, remembers="direction")
+    with pytest.raises(UserError, match="cannot hold eps"):
+        Method("x", "memory", 1, 0.5, remembers="perturbation")
     apart = Apart(tiny(), 6, SHAPE)
     with pytest.raises(ValueError, match="give the indices"):
         apart.step(images, labels)
+    for more, line in (
+        (dict(indices=indices.int()), "indices are torch.int32"),
+        (dict(indices=indices[:4]), "indices are torch.int64 \\(4,\\)"),
+        (dict(labels=labels.float()), "labels are torch.float32"),
+        (dict(labels=labels[:4], indices=indices[:4]), "6 images and 4 labels"),
+        (dict(images=images[:, :8]), "images are"),
+        (dict(offsets=torch.zeros(6, dtype=torch.int64)), "offsets are"),
+        (dict(flips=torch.zeros(6)), "flips are"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            apart.step(**dict(images=images, labels=labels, indices=indices) | more)
+    before = apart.memory.store.clone()
+    for wrong in (6, -1):  # neither the row after the last nor the last by another name
+        with pytest.raises(IndexError, match="outside of 0..5"):
+            apart.step(images, labels, torch.tensor([0, 1, 2, 3, 4, wrong]))
+    assert torch.equal(apart.memory.store, before)
     apart.model.eval()
     with pytest.raises(ValueError, match="eval mode"):
         apart.step(images, labels, indices)
@@ -250,3 +269,63 @@ def test_a_point_called_twice_is_told():
     apart = Apart(Twice(), 6, SHAPE, points=["blocks.0.1"])
     with pytest.raises(UserError, match="'blocks.0.1' was called 2 times"):
         apart.step(*data())
+
+
+class Viewing(nn.Module):
+    """As many a published network: `view` on maps that it takes to lie in plain NCHW."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.linear = nn.Linear(12 * 12 * 3, 4)
+
+    def forward(self, x):
+        x = self.norm(x)
+        return self.linear(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_a_network_that_views_its_maps_sees_them_as_it_would_alone(amp):
+    torch.manual_seed(0)
+    model = Viewing()
+    other = copy.deepcopy(model).train()
+    images, labels, indices = data()
+    apart = Apart(model, 6, SHAPE, padding=0, method="standard", amp=amp, flip=False)
+    loss = apart.step(images, labels, indices).loss
+    x = (images / 255).permute(0, 3, 1, 2).contiguous()
+    assert loss.item() == pytest.approx(nn.functional.cross_entropy(other(x), labels).item(), rel=2e-2 if amp else 1e-5)
+    assert int(model.norm.num_batches_tracked) == 1  # the trial leaves nothing behind
+
+
+def test_a_perturbation_of_size_zero_is_remembered_as_zero():
+    apart = Apart(tiny(), 6, SHAPE, eps=0, method="atta-1")
+    for _ in range(2):
+        result = apart.step(*data())
+    assert torch.isfinite(result.loss) and apart.memory.store.abs().max() < 1e-2
+
+
+def test_a_generator_of_another_device_goes_on_with_other_numbers():
+    apart = Apart(tiny(), 6, SHAPE, method="fgsm-rs")
+    state = apart.state_dict() | {"generator": torch.arange(16, dtype=torch.uint8)}  # as a GPU's: seed and place
+    a, b = (Apart(tiny(), 6, SHAPE, method="fgsm-rs", seed=seed) for seed in (0, 1))
+    first = torch.rand(4, generator=torch.Generator().manual_seed(0))
+    a.load_state_dict(state)
+    b.load_state_dict(state)
+    drawn = [torch.rand(4, generator=one.generator) for one in (a, b)]
+    assert torch.equal(*drawn) and not torch.equal(drawn[0], first)
+
+
+def test_a_model_in_training_can_be_saved_whole():
+    model = tiny()
+    apart = Apart(model, 6, SHAPE, amp=torch.bfloat16)
+    apart.step(*data())
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    x = torch.rand(2, 3, 12, 12)
+    assert torch.equal(again.eval()(x), model.eval()(x))
+    kinds = {type(module) for module in model.modules()}
+    apart.remove()
+    assert {type(module) for module in model.modules()} < kinds | {nn.Conv2d, nn.ReLU}
+    assert not any("Precise" in type(module).__name__ for module in model.modules())

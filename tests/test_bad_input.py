@@ -14,6 +14,8 @@ from PIL import Image
 
 from apart_fast import UserError, checkpoint
 from apart_fast.cli import main
+from apart_fast.config import TrainConfig
+from apart_fast.records import RunFolder
 from apart_fast.trainer import Trainer
 
 # not importorskip: importing ffcv by hand sets torch's threads to 1
@@ -239,7 +241,47 @@ def test_demo_spares_a_folder_of_other_things(capsys, tmp_path):
     assert "something other than a demo" in refuse(capsys, "demo", "--out", tmp_path)
     assert (tmp_path / "thesis.txt").exists()
     (tmp_path / "thesis.txt").unlink()
+    for method in ("apart", "standard"):  # runs of somebody who likes such names
+        (tmp_path / method).mkdir()
+        (tmp_path / method / "config.json").write_text('{"recipe": "paper"}')
+    assert "something other than a demo" in refuse(capsys, "demo", "--out", tmp_path)
+    assert (tmp_path / "apart" / "config.json").exists()
     (tmp_path / "my-run").mkdir()
     (tmp_path / "my-run" / "config.json").write_text("{}")
     assert "something other than a demo" in refuse(capsys, "demo", "--out", tmp_path)
     assert (tmp_path / "my-run" / "config.json").exists()
+
+
+def test_an_old_demo_stays_where_a_new_one_has_no_data(capsys, monkeypatch, tmp_path):
+    def none(*_, **__):
+        raise UserError("no data")
+
+    monkeypatch.setattr("apart_fast.demo.load_dataset", none)
+    (tmp_path / "demo" / "apart").mkdir(parents=True)
+    (tmp_path / "demo" / "apart" / "config.json").write_text('{"recipe": "demo"}')
+    assert "no data" in refuse(capsys, "demo", "--out", tmp_path / "demo")
+    assert (tmp_path / "demo" / "apart" / "config.json").exists()
+
+
+def test_two_runs_that_begin_together_do_not_share_a_folder(settings, tmp_path):
+    config = TrainConfig(out=tmp_path / "both")
+    first, second = RunFolder.choose(config), RunFolder.choose(config)
+    first.create(config)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="another run has begun"):
+        second.create(config)
+    assert contents(tmp_path) == before
+
+
+def test_figures_are_shown_before_a_report_that_cannot_be_written(capsys, settings, trained, tmp_path, monkeypatch):
+    words = ["evaluate", trained / "last.pt", "--data-dir", settings[settings.index("--data-dir") + 1], "--images", "4"]
+    monkeypatch.setattr("apart_fast.cli.judge", lambda *_, **__: pytest.fail("judged in vain"))
+    assert "it is a folder" in refuse(capsys, *words, "--out", tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in refuse(capsys, *words, "--out", tmp_path / "file" / "report.json")
+
+
+def test_a_last_batch_of_one_image_that_the_network_cannot_take(capsys, settings, tmp_path):
+    small = ["--model", "torchvision/resnet18", "--width", "1", "--val-images", "6", "--batch-size"]
+    line = refuse(capsys, "train", *settings, *small, "41", "--out", tmp_path / "run")
+    assert "the last batch of an epoch has one image" in line and not (tmp_path / "run").exists()

@@ -608,6 +608,39 @@ def test_autoattack_missing_is_a_user_error(monkeypatch):
         evaluate(Linear(), IMAGES, LABELS, attacks=["autoattack"], progress=False)
 
 
+class Reshaping(Linear):
+    """Takes neither channels-last pixels nor an empty batch."""
+
+    def forward(self, x):
+        return self.linear(x.view(x.size(0), -1).view(x.size(0), 3, -1).transpose(1, 2).reshape(x.size(0), -1))
+
+
+def test_a_network_that_views_its_pixels_is_judged_as_one_that_does_not():
+    settings = dict(eps=EPS, attacks=("clean", "pgd-5"), restarts=2, batch_size=64, progress=False)
+    wanted, found = (evaluate(model, IMAGES, LABELS, **settings).attacks for model in (Linear(), Reshaping()))
+    assert [found[name].correct for name in found] == [wanted[name].correct for name in wanted]
+
+
+def test_nothing_is_asked_of_the_network_once_every_image_is_fooled():
+    settings = dict(attacks=("clean", "fgsm", "pgd-5"), restarts=2, progress=False)
+    report = evaluate(Reshaping(), IMAGES, LABELS, eps=1.0, **settings)
+    assert report.attacks["clean"].correct > 0 and report.attacks["pgd-5"].correct == 0
+    wrong = evaluate(
+        Reshaping(), IMAGES, 1 - Reshaping()(IMAGES.permute(0, 3, 1, 2).contiguous() / 255).argmax(1), **settings
+    )
+    assert [result.correct for result in wrong.attacks.values()] == [0, 0, 0]
+
+
+@needs_autoattack
+def test_autoattack_does_not_take_nan_for_robust():
+    class Broken(Linear):
+        def forward(self, x):
+            return super().forward(x) * float("nan")
+
+    report = evaluate(Broken(4), *data(12, 4), attacks=["clean", "autoattack"], progress=False)
+    assert [result.correct for result in report.attacks.values()] == [0, 0]
+
+
 @needs_autoattack
 @pytest.mark.parametrize("classes", [2, 3, 4, 6])
 def test_autoattack_with_few_classes(classes, caplog, monkeypatch):
