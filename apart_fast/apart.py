@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from apart_fast import kernels
 from apart_fast.blocks import BlockPoints
 from apart_fast.errors import UserError
-from apart_fast.freezing import frozen
 from apart_fast.kernels.codec import encode
 from apart_fast.layout import any_layout
 from apart_fast.methods import Method, get_method
 from apart_fast.models.points import default_points
+from apart_fast.modes import frozen
 from apart_fast.optim import SGD
 from apart_fast.staging import make_memory
 from apart_fast.stem import keep_stem_precise, release_stem

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apart_fast.errors import UserError
-from apart_fast.freezing import frozen
 from apart_fast.kernels import projected_step
 from apart_fast.layout import any_layout
+from apart_fast.modes import frozen
 
 _WARM_UP = 3  # calls before a capture
 _GRAPH_FROM = 40  # batches: for fewer a capture (a few batches' time) does not pay

@@ -17,6 +17,7 @@ from apart_fast import attacks as _attacks
 from apart_fast.errors import UserError
 from apart_fast.folding import fold
 from apart_fast.layout import any_layout
+from apart_fast.modes import evaluating
 from apart_fast.units import parse_eps
 
 Z_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
@@ -199,18 +200,6 @@ def parse_attack(name: str) -> Callable[[_Job], int]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """All modules in eval mode within; each one's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def reproducible() -> Iterator[None]:
     """Deterministic cuDNN in full float32 within (its default for convolutions is TF32)."""
     backends = torch.backends
@@ -292,7 +281,7 @@ def evaluate(
     model.to(device)
     labels = labels.long()
     results = {}
-    with _evaluating(model), reproducible():
+    with evaluating(model), reproducible():
         sample = images[:2].to(device).float().div(255)
         network = any_layout(model, sample.permute(0, 3, 1, 2))
         with torch.no_grad():

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from apart_fast.modes import evaluating
+
 
 class PlainLayout(nn.Module):
     """`model`, whose pixels are copied into plain NCHW first."""
@@ -23,16 +25,11 @@ def any_layout(model: nn.Module, sample: Tensor) -> nn.Module:
         model: stays as it is: the trial is in eval mode.
         sample: [B, C, H, W] pixels, channels-last, on the model's device.
     """
-    training = [module for module in model.modules() if module.training]
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(sample)
     except RuntimeError as error:
         if "view size is not compatible" in str(error):
             return PlainLayout(model)
         # whatever else is wrong is told by the real call
-    finally:
-        for module in training:
-            module.training = True
     return model

@@ -29,9 +29,9 @@ from apart_fast import apart as _apart
 from apart_fast import graph, kernels
 from apart_fast.errors import UserError
 from apart_fast.files import atomic_write
-from apart_fast.freezing import frozen
 from apart_fast.interleave import Spread, interleave, spread
 from apart_fast.loaders import Batch
+from apart_fast.modes import frozen
 from apart_fast.records import environment
 from apart_fast.staging import StagedMemory
 

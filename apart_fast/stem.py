@@ -9,6 +9,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from apart_fast.modes import evaluating
+
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -38,14 +40,10 @@ def find_stem(model: nn.Module, sample: Tensor) -> nn.Module | None:
         for module in model.modules()
         if isinstance(module, _LAYERS)
     ]
-    training = [module for module in model.modules() if module.training]
     try:
-        model.eval()  # no running statistics change
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():  # no running statistics change
             model(sample)
     finally:
-        for module in training:
-            module.training = True
         for handle in handles:
             handle.remove()
     return called[0] if called else None

@@ -20,10 +20,10 @@ from torch import nn
 from apart_fast import Apart, UserError, build_model, kernels
 from apart_fast.blocks import BlockPoints, PointReLU
 from apart_fast.folding import fold
-from apart_fast.freezing import frozen
 from apart_fast.kernels import block
 from apart_fast.kernels.layout import dense, same_layout
 from apart_fast.models import default_points
+from apart_fast.modes import frozen
 
 LAYOUTS = ("contiguous", "channels_last", "gaps")
 EDGES = (0.0, -0.0, math.nan, math.inf, -math.inf)

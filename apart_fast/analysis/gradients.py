@@ -34,9 +34,9 @@ from apart_fast.attacks import predict
 from apart_fast.blocks import match_points
 from apart_fast.errors import UserError
 from apart_fast.evaluation import reproducible
-from apart_fast.freezing import frozen
 from apart_fast.loaders import fingerprint
 from apart_fast.models.points import default_points
+from apart_fast.modes import frozen
 from apart_fast.report.text import number
 from apart_fast.trainer import pick_device
 from apart_fast.units import parse_eps
