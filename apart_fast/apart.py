@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from apart_fast import kernels
 from apart_fast.blocks import BlockPoints
+from apart_fast.bounds import check_inside
 from apart_fast.errors import UserError
 from apart_fast.kernels.codec import encode
 from apart_fast.layout import any_layout
@@ -23,7 +24,7 @@ from apart_fast.models.points import default_points
 from apart_fast.modes import frozen
 from apart_fast.optim import SGD
 from apart_fast.staging import make_memory
-from apart_fast.stem import keep_stem_precise, release_stem
+from apart_fast.stem import keep_stem_precise
 from apart_fast.units import parse_eps
 
 STEP_SIZE_START = 1e-4  # alpha and alpha_omega of the released run; alpha_b start at 0
@@ -180,8 +181,8 @@ class Apart:
             flips: bool [B], horizontal flip after the crop; None: drawn.
 
         Nothing waits for the device (but see `omega_at_hand`). Raises ValueError when the model is in eval mode,
-        `indices` is missing or a tensor has another shape or dtype, IndexError for an example that is not there (on a
-        GPU that is a device-side assertion).
+        `indices` is missing or a tensor has another shape or dtype, IndexError for an example, row or offset out of
+        range (on a GPU a device-side assertion).
         """
         if not self.model.training:
             raise ValueError("the model is in eval mode: call model.train() before a training step")
@@ -219,7 +220,7 @@ class Apart:
         return nullcontext() if self.memory is None else self.memory.at_hand(indices, upcoming)
 
     def _check_batch(self, images: Tensor, labels: Tensor, **of_each: Tensor | None) -> None:
-        """ValueError for shapes and dtypes with which a kernel would read beside the tensors."""
+        """Refuse shapes, dtypes, offsets and rows with which a kernel would read beside the tensors."""
         n = len(labels)
         if labels.shape != (n,) or labels.dtype != torch.int64:
             raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}: give int64 [B]")
@@ -232,6 +233,10 @@ class Apart:
             dtype = torch.bool if name == "flips" else torch.int64
             if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype):
                 raise ValueError(f"{name} are {tensor.dtype} {tuple(tensor.shape)}: give {dtype} {shape}")
+        if (offsets := of_each["offsets"]) is not None:
+            check_inside(offsets, 2 * self.padding + 1, f"an offset is outside of 0..{2 * self.padding}")
+        if (rows := of_each["rows"]) is not None:
+            check_inside(rows, len(images), f"a row is outside of 0..{len(images) - 1}, those of images")
 
     def _place(self, images, labels, indices, rows, offsets, flips) -> Placement:
         n, device = len(labels), self.device
@@ -358,10 +363,9 @@ class Apart:
             self.generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
     def remove(self) -> None:
-        """Take the block points' hooks off the model, and let its first layer be as other layers again."""
+        """Take the block points' hooks off the model (torch.save takes no whole model with hooks)."""
         if self.points:
             self.points.remove()
-        release_stem(self.model)
 
 
 # ---- starts: (x, d0, x0), each [B, H, W, C]

@@ -44,7 +44,7 @@ class TrainConfig:
     loader: Literal["resident", "ffcv", "dataloader"] | None = None
     """Where batches come from. None: resident (all images on the device as uint8)."""
     workers: int | None = None
-    """Workers of the ffcv and dataloader loaders. None: one for each core."""
+    """Workers of the ffcv and dataloader loaders. None: one for each core (ffcv), or none (dataloader)."""
 
     # ---- model
     model: str = "preact_resnet18"

@@ -36,7 +36,8 @@ class DemoConfig:
 
 def _is_demo(folder: Path) -> bool:
     """Whether a folder holds what a demo leaves, and nothing else."""
-    if not folder.is_dir() or {path.name for path in folder.iterdir()} - MADE:
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names - MADE or names == {"curves.png"} or not folder.is_dir():
         return False
     try:
         runs = [

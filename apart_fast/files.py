@@ -75,6 +75,27 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def atomic_create(path: str | os.PathLike, data: bytes | str) -> None:
+    """Like `atomic_write`, for a file that is not there yet: of several processes one succeeds.
+
+    Raises:
+        FileExistsError: it is there.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    atomic_write(aside, data)
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def read_object(path: Path, advice: str) -> dict:
     """The object in a JSON file.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from apart_fast.layout import PlainLayout
 from apart_fast.stem import _PRECISE, find_stem, keep_stem_precise
 
 # of the largest logit: far above rounding, far below what a wrong fold does
@@ -58,7 +59,8 @@ def fold(model: nn.Module, sample: Tensor, amp: torch.dtype | None = None) -> nn
         agrees = _agree(folded, sample, logits)
     if not agrees:
         folded = copy.deepcopy(model).eval().requires_grad_(False)
-    folded = folded.to(memory_format=torch.channels_last)
+    if not isinstance(model, PlainLayout):
+        folded = folded.to(memory_format=torch.channels_last)
     if amp is not None:
         keep_stem_precise(folded, sample)
         stem = find_stem(folded, sample)

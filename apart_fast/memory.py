@@ -5,24 +5,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from apart_fast.bounds import check_inside
 from apart_fast.kernels.codec import decode, encode
 
 INITIAL_SCALE = 1e-3  # omega starts as 0.001 * N(0, 1)
 _CHUNK = 4096  # rows drawn at a time: the store may be as large as the device allows
-
-
-def check_indices(indices: Tensor, num_examples: int) -> None:
-    """Refuse what is not int64 [B] in 0..num_examples-1: a kernel would write beside the store."""
-    if indices.dtype != torch.int64 or indices.dim() != 1:
-        raise ValueError(f"indices are {indices.dtype} {tuple(indices.shape)}: give int64 [B]")
-    if indices.is_cuda and torch.cuda.is_current_stream_capturing():
-        return  # the same batches came without a graph before
-    inside = ((indices >= 0) & (indices < num_examples)).all()
-    outside = f"an example is outside of 0..{num_examples - 1}: num_examples is the size of the whole training set"
-    if indices.is_cuda:
-        torch._assert_async(inside, outside)
-    elif not inside:
-        raise IndexError(outside)
 
 
 class Memory:
@@ -48,9 +35,12 @@ class Memory:
 
         Raises:
             ValueError: not int64 [B].
-            IndexError: no such example. On a GPU a device-side assertion fails instead, since nothing waits there.
+            IndexError: no such example (see `check_inside`).
         """
-        check_indices(indices, len(self.store))
+        if indices.dtype != torch.int64 or indices.dim() != 1:
+            raise ValueError(f"indices are {indices.dtype} {tuple(indices.shape)}: give int64 [B]")
+        n = len(self.store)
+        check_inside(indices, n, f"an example is outside of 0..{n - 1}: num_examples is the size of the whole set")
         return nullcontext()
 
     def rows(self, indices: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from apart_fast.config import TrainConfig
 from apart_fast.errors import UserError
-from apart_fast.files import atomic_write, check_writable, read_object
+from apart_fast.files import atomic_create, atomic_write, read_object
 
 
 def environment() -> dict:
@@ -129,18 +129,12 @@ class RunFolder:
         Raises:
             UserError: it cannot be written, or another process has made it a run since `choose`.
         """
-        mine = self.path / "config.json"
-        check_writable(mine)
+        about = to_json(environment())
         try:
-            mine.touch(exist_ok=False)
+            atomic_create(self.path / "config.json", to_json(config))  # makes the folder a run
         except FileExistsError as error:
             raise UserError(f"another run has begun in {self.path}: choose another --out") from error
-        try:
-            atomic_write(self.path / "environment.json", to_json(environment()))
-            atomic_write(mine, to_json(config))  # last: it makes the folder a run
-        except BaseException:
-            mine.unlink(missing_ok=True)
-            raise
+        atomic_write(self.path / "environment.json", about)
 
     @classmethod
     def open(cls, path: Path) -> tuple["RunFolder", TrainConfig]:

@@ -25,7 +25,7 @@ class _Precise:
         return out.to(torch.get_autocast_dtype(device)) if autocast else out
 
     def __reduce_ex__(self, protocol):
-        _, (kind,), *rest = super().__reduce_ex__(protocol)  # copyreg.__newobj__, (class,), state, ...
+        _, (kind,), *rest = super().__reduce_ex__(max(protocol, 2))  # copyreg.__newobj__, (class,), state, ...
         return (_new_precise, (kind.__bases__[1],), *rest)  # pickle does not find a class that was made here
 
 
@@ -62,13 +62,6 @@ def keep_stem_precise(model: nn.Module, sample: Tensor) -> None:
         )
         return
     stem.__class__ = _precise(type(stem))
-
-
-def release_stem(model: nn.Module) -> None:
-    """Undo `keep_stem_precise`."""
-    for module in model.modules():
-        if isinstance(module, _Precise):
-            module.__class__ = type(module).__bases__[1]
 
 
 def _precise(kind: type) -> type:

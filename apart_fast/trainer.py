@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from apart_fast.energy import EnergyMeter
 from apart_fast.errors import UserError
 from apart_fast.evaluation import evaluate
 from apart_fast.graph import GraphedStep
+from apart_fast.layout import any_layout
 from apart_fast.loaders import Batch, Dataset, Split, fingerprint, load_dataset, make_loader, subset, take_validation
 from apart_fast.models import build_model
 from apart_fast.optim import SGD
@@ -135,7 +135,7 @@ class Trainer:
             device=self.device,
             padding=config.padding,
             flip=data.flip if config.flip is None else config.flip,
-            workers=config.workers if config.workers is not None else os.cpu_count() or 1,
+            workers=config.workers,
             progress=config.progress,
         )
         _check_last_batch(self.model, self.loader.num_examples, config.batch_size, train)
@@ -532,9 +532,10 @@ def _check_last_batch(model: torch.nn.Module, num_examples: int, batch_size: int
     if (num_examples - 1) % batch_size:
         return
     image = train.images[:1].to(next(model.parameters()).device).permute(0, 3, 1, 2).float() / 255
+    trial = any_layout(copy.deepcopy(model), image).train()
     try:
         with torch.no_grad():
-            copy.deepcopy(model).train()(image)
+            trial(image)
     except ValueError as error:
         raise UserError(
             f"the last batch of an epoch has one image, and this network needs two ({error}): "

@@ -50,6 +50,14 @@ def pytest_configure(config):
     keep_freed_memory()  # as in training, and for all rivals alike
 
 
+@pytest.fixture(scope="session", autouse=True)
+def onednn():
+    """Measured as it is in real runs (the conftest of the tests switches it off)."""
+    before = torch.backends.mkldnn.set_flags(True)
+    yield
+    torch.backends.mkldnn.set_flags(*before)
+
+
 @pytest.fixture
 def record(request):
     """record(timings, name, *rivals, group=..., note=...): a row of pytest-benchmark, one of the table for each rival.

@@ -291,12 +291,14 @@ def _row(method: str, folders: dict[int, RunFolder], cost_row: dict | None) -> d
         for attack, result in _evaluation(folder, RunFolder.open(folder.path)[1]).items():
             figures.setdefault(attack, []).append(result)
     for attack, results in figures.items():
+        images = max(result["n"] for result in results)  # a judging that was stopped leaves fewer in some
+        results = [result for result in results if result["n"] == images]
         values = [result["accuracy"] for result in results]
         row[attack] = {
             "mean": statistics.mean(values),
             "worst": min(values),
             "seeds": len(values),
-            "images": results[0]["n"],
+            "images": images,
         }
     row["best_weights_pgd20"] = statistics.mean(
         s["test"]["best"]["attacks"]["pgd-20"]["accuracy"] for s in summaries.values()
@@ -308,10 +310,21 @@ def _row(method: str, folders: dict[int, RunFolder], cost_row: dict | None) -> d
     return row
 
 
+def _cell(row: dict, attack: str, images: int) -> str:
+    if attack not in row:
+        return "-"
+    found, notes = row[attack], []
+    if found["seeds"] < len(row["seeds"]):
+        notes.append(f"{found['seeds']} of {len(row['seeds'])} seeds")
+    if found["images"] < images:
+        notes.append(f"{found['images']:,} images")
+    return f"{found['mean']:.1%}" + (f" ({', '.join(notes)})" if notes else "")
+
+
 def _markdown(rows: list[dict], config: Config) -> str:
     attacks = [a for a in ("clean", "pgd-20", "pgd-50", "autoattack") if any(a in row for row in rows)]
     titles = {"clean": "clean", "pgd-20": "PGD-20", "pgd-50": "PGD-50 x 10", "autoattack": "AutoAttack"}
-    images = {a: next(row[a]["images"] for row in rows if a in row) for a in attacks}
+    images = {a: max(row[a]["images"] for row in rows if a in row) for a in attacks}
     head = [
         "method",
         "seeds",
@@ -325,7 +338,7 @@ def _markdown(rows: list[dict], config: Config) -> str:
         cells = [
             row["method"],
             str(len(row["seeds"])),
-            *(f"{row[a]['mean']:.1%}" if a in row else "-" for a in attacks),
+            *(_cell(row, a, images[a]) for a in attacks),
         ]
         cells += [f"{row['pgd-20']['worst']:.1%}" if "pgd-20" in row else "-", f"{row['best_weights_pgd20']:.1%}"]
         fell = [", ".join(map(str, epochs)) or "no" for epochs in row["collapsed_at"].values()]

@@ -15,9 +15,11 @@ from benchmarks.steps import C, H, W, engine_step, make_problem, settings
 
 IMAGES, BATCH, CORES = 50_000, 128, os.cpu_count() or 1
 PLAIN = "DataLoader, an image at a time"
+ALONE = "dataloader, no workers"
 NAMES = {
     "resident": (),
-    "ffcv": (Rival("dataloader", target=10.0), Rival(PLAIN, target=10.0)),
+    "ffcv": (Rival(ALONE), Rival("dataloader", target=10.0), Rival(PLAIN, target=10.0)),
+    ALONE: (Rival(PLAIN),),
     "dataloader": (Rival(PLAIN),),
     PLAIN: (),
 }
@@ -34,15 +36,15 @@ def split():
 
 @pytest.fixture(scope="module")
 def make(split, tmp_path_factory):
-    """make(kind) builds a loader with as many workers as cores."""
+    """make(kind) builds a loader with as many workers as cores, or as told."""
     cache, made = tmp_path_factory.mktemp("beton"), []
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def make(kind: str):
+    def make(kind: str, workers: int = CORES):
         options = {"cache": cache, "progress": False} if kind == "ffcv" else {}
         made.append(
             make_loader(
-                kind, split, batch_size=BATCH, seed=0, device=device, padding=4, flip=True, workers=CORES, **options
+                kind, split, batch_size=BATCH, seed=0, device=device, padding=4, flip=True, workers=workers, **options
             )
         )
         return made[-1]
@@ -69,7 +71,7 @@ class _Images(Dataset):
 
 @pytest.fixture(scope="module")
 def loaders(make):
-    return {kind: make(kind) for kind in LOADERS}
+    return {kind: make(kind) for kind in LOADERS} | {ALONE: make("dataloader", 0)}
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ class Loader:
         flip: whether to mirror at random.
         rank, world_size: this rank owns the positions rank, rank + world_size, ... (see `share_positions`).
         workers: processes ("dataloader"; 0 = none) or threads ("ffcv"; at least one); "resident" has no use for them.
+            None: as many as serve the loader best, `usual_workers`.
         progress: show a bar while data is converted ("ffcv").
 
     Attributes:
@@ -46,12 +47,13 @@ class Loader:
         flip: bool = False,
         rank: int = 0,
         world_size: int = 1,
-        workers: int = 0,
+        workers: int | None = None,
         progress: bool = True,
     ):
         _at_least("batch size", batch_size, 1)
         _at_least("seed", seed, 0)
         _at_least("padding", padding, 0)
+        workers = self.usual_workers() if workers is None else workers
         _at_least("number of workers", workers, 0)
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} is not one of 0..{world_size - 1}: give a rank from 0 to world_size - 1")
@@ -68,6 +70,11 @@ class Loader:
         self.rank, self.world_size = rank, world_size
         self.workers, self.progress = workers, progress
         self.device = torch.device(device)
+
+    @staticmethod
+    def usual_workers() -> int:
+        """Number of workers where none is given."""
+        return 0
 
     def __len__(self) -> int:
         """Steps in an epoch."""

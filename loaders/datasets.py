@@ -154,7 +154,11 @@ def _fetch(name: str, known: _Known, root: Path, download: bool) -> None:
                 for part in known.parts:
                     maker(temporary, download=True, **part)
             for file in known.files:
-                os.replace(Path(temporary, known.inside, file), root / file)
+                try:
+                    os.replace(Path(temporary, known.inside, file), root / file)
+                except OSError as error:  # a folder that another process has just put there
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
     except (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError) as error:
         code = getattr(error, "errno", None)
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

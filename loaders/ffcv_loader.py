@@ -34,6 +34,11 @@ class FfcvLoader(Loader):
         UserError: ffcv is missing, no space is left, or the file is damaged.
     """
 
+    @staticmethod
+    def usual_workers() -> int:
+        """One for each core."""
+        return os.cpu_count() or 1
+
     def __init__(self, split: Split, *, cache: str | os.PathLike | None = None, **options):
         super().__init__(split, **options)
         backend = _import_backend()

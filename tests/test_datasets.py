@@ -299,6 +299,16 @@ def test_downloaded_cifar10_appears_whole_or_not_at_all(tmp_path, any_checksum, 
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-py"]
 
 
+def test_cifar10_that_another_process_was_quicker_to_download(tmp_path, any_checksum, monkeypatch):
+    def download(self):
+        write_cifar(Path(self.root))
+        write_cifar(tmp_path)
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", download)
+    assert len(load_dataset("cifar10", tmp_path).train) == 20
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-py"]
+
+
 @pytest.fixture
 def svhn(tmp_path, any_checksum, monkeypatch):
     """SVHN of 11 images, read by a stand-in for scipy; returns the images as NHWC."""

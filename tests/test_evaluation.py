@@ -609,15 +609,23 @@ def test_autoattack_missing_is_a_user_error(monkeypatch):
 
 
 class Reshaping(Linear):
-    """Takes neither channels-last pixels nor an empty batch."""
+    """Takes neither channels-last pixels nor channels-last maps nor an empty batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1, bias=False)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.eye(3)[:, :, None, None])
 
     def forward(self, x):
+        x = self.conv(x)
         return self.linear(x.view(x.size(0), -1).view(x.size(0), 3, -1).transpose(1, 2).reshape(x.size(0), -1))
 
 
 def test_a_network_that_views_its_pixels_is_judged_as_one_that_does_not():
     settings = dict(eps=EPS, attacks=("clean", "pgd-5"), restarts=2, batch_size=64, progress=False)
-    wanted, found = (evaluate(model, IMAGES, LABELS, **settings).attacks for model in (Linear(), Reshaping()))
+    models = (Linear(), Reshaping().to(memory_format=torch.channels_last))
+    wanted, found = (evaluate(model, IMAGES, LABELS, **settings).attacks for model in models)
     assert [found[name].correct for name in found] == [wanted[name].correct for name in wanted]
 
 
@@ -638,6 +646,7 @@ def test_autoattack_does_not_take_nan_for_robust():
             return super().forward(x) * float("nan")
 
     report = evaluate(Broken(4), *data(12, 4), attacks=["clean", "autoattack"], progress=False)
+    assert evaluate(Reshaping(), *data(4), attacks=["autoattack"], eps=0.5, progress=False).n == 4
     assert [result.correct for result in report.attacks.values()] == [0, 0]
 
 

@@ -81,3 +81,10 @@ def test_what_cannot_be_done_is_said(config, stages, line):
     config.stages = stages
     with pytest.raises(UserError, match=line):
         methods.main(config)
+
+
+def test_what_some_seeds_lack_is_said_in_the_table():
+    row = {"seeds": [0, 1], "pgd-50": {"mean": 0.5, "worst": 0.5, "seeds": 1, "images": 100}}
+    assert methods._cell(row, "pgd-50", 200) == "50.0% (1 of 2 seeds, 100 images)"
+    row["pgd-50"] |= {"seeds": 2, "images": 200}
+    assert methods._cell(row, "pgd-50", 200) == "50.0%" and methods._cell(row, "autoattack", 200) == "-"
