@@ -154,8 +154,6 @@ def search(
     with frozen(model):
         advance = _make_step(model, images, min(batch_size, len(images)), batches, step, eps)
         for restart in range(restarts):
-            if not len(standing):
-                break
             if seeds is not None:
                 noise = _noise(seeds[standing.cpu()], restart, images.shape[1:], eps)
                 found[standing] = (images[standing] + noise.to(images)).clamp_(0, 1)

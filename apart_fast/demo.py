@@ -1,7 +1,6 @@
 """The main job at a size that two CPU cores finish in minutes: APART beside ordinary training on Fashion-MNIST."""
 
 import importlib.util
-import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from apart_fast import pictures
 from apart_fast.config import TrainConfig
 from apart_fast.errors import UserError
 from apart_fast.evaluation import describe
-from apart_fast.files import atomic_write
+from apart_fast.files import atomic_write, read_object
 from apart_fast.loaders import load_dataset
 from apart_fast.methods import get_method
 from apart_fast.precision import has_bfloat16
@@ -36,17 +35,15 @@ class DemoConfig:
 
 def _is_demo(folder: Path) -> bool:
     """Whether a folder holds what a demo leaves, and nothing else."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if names - MADE or names == {"curves.png"} or not folder.is_dir():
+    if not folder.is_dir():
         return False
+    names = {path.name for path in folder.iterdir()}
+    if names - MADE or names == {"curves.png"}:
+        return False
+    configs = [folder / method / "config.json" for method in METHODS if method in names]
     try:
-        runs = [
-            json.loads((folder / method / "config.json").read_text())
-            for method in METHODS
-            if (folder / method).exists()
-        ]
-        return all(run["recipe"] == "demo" for run in runs)
-    except (OSError, ValueError, LookupError, TypeError):
+        return all(read_object(config, "").get("recipe") == "demo" for config in configs)
+    except (UserError, OSError):
         return False
 
 

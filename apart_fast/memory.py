@@ -31,20 +31,17 @@ class Memory:
         self.store, self.device, self.nbytes = store, store.device, store.nbytes
 
     def at_hand(self, indices: Tensor, upcoming: Tensor | None = None) -> AbstractContextManager:
-        """Within: the rows of the examples `indices` are in the store (here they always are).
-
-        Raises:
-            ValueError: not int64 [B].
-            IndexError: no such example (see `check_inside`).
-        """
-        if indices.dtype != torch.int64 or indices.dim() != 1:
-            raise ValueError(f"indices are {indices.dtype} {tuple(indices.shape)}: give int64 [B]")
-        n = len(self.store)
-        check_inside(indices, n, f"an example is outside of 0..{n - 1}: num_examples is the size of the whole set")
+        """Within: the rows of the examples `indices` are in the store (here they always are)."""
         return nullcontext()
 
     def rows(self, indices: Tensor) -> Tensor:
-        """Where in `store` the rows of `indices` (int64 [B], those at hand) are, int64 [B] on the device."""
+        """Where in `store` the rows of `indices` (int64 [B], those at hand) are, int64 [B] on the device.
+
+        Raises:
+            IndexError: no such example (see `check_inside`).
+        """
+        n = len(self.store)
+        check_inside(indices, n, f"an example is outside of 0..{n - 1}: num_examples is the size of the whole set")
         return indices
 
     def contents(self) -> Tensor:

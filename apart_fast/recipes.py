@@ -4,7 +4,7 @@
 |--------|----------------------------------------------------------------------------------------------------|
 | paper  | the released hyper-parameters on CIFAR-10; the defaults of `TrainConfig`                           |
 | long   | 200 epochs of repeated 30-epoch triangles, as in the published figure of robust overfitting        |
-| strong | 60 epochs, averaged weights, smoothed labels, stronger weight decay, larger learned steps         |
+| strong | 60 epochs, averaged weights, smoothed labels, stronger weight decay, larger learned steps          |
 | small  | CIFAR-10 at a size for two CPU cores: 8,000 images, a quarter of the width, 15 epochs              |
 | demo   | Fashion-MNIST in minutes on a CPU                                                                  |
 """

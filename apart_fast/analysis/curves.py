@@ -21,6 +21,7 @@ from apart_fast.analysis.series import Common, Series, judged_data, open_series
 from apart_fast.errors import UserError
 from apart_fast.evaluation import evaluate
 from apart_fast.loaders import fingerprint
+from apart_fast.pictures import points
 from apart_fast.trainer import pick_device
 from apart_fast.units import parse_eps
 
@@ -60,10 +61,10 @@ def recorded(series: Sequence[Series]) -> tuple[str, list[dict]]:
     Raises:
         UserError: the runs have no measure in common.
     """
-    if all(0 < len(one.records) == len(_column(one.records, "val_pgd20")[0]) for one in series):
+    if all(0 < len(one.records) == len(points(one.records, "val_pgd20")) for one in series):
         measure = "val_pgd20"
     else:
-        common = [m for m in ("probe_pgd10", "val_pgd20") if all(_column(one.records, m)[0] for one in series)]
+        common = [m for m in ("probe_pgd10", "val_pgd20") if all(points(one.records, m) for one in series)]
         if not common:
             raise UserError("the runs recorded no robust accuracy that they have in common: add --judge")
         measure = common[0]
@@ -80,7 +81,7 @@ def _record(one: Series, measure: str) -> dict:
 
 
 def _column(records: list[dict], key: str) -> tuple[list[int], list[float]]:
-    found = [(record["epoch"], record[key]) for record in records if isinstance(record.get(key), int | float)]
+    found = points(records, key)
     return [epoch for epoch, _ in found], [value for _, value in found]
 
 
