@@ -10,21 +10,23 @@ from typing import Annotated, Union
 import torch
 import tyro
 
-from apart_fast import checkpoint, report, trainer
 from apart_fast import evaluate as judge
-from apart_fast.allocator import keep_freed_memory
+from apart_fast import report
 from apart_fast.analysis import collapse, curves, gradients, perturbations
-from apart_fast.config import TrainConfig
 from apart_fast.demo import DemoConfig
 from apart_fast.demo import run as demo
+from apart_fast.device import keep_freed_memory, pick_device
 from apart_fast.errors import UserError
-from apart_fast.evaluation import describe
-from apart_fast.files import NO_ROOM, atomic_write, check_writable
+from apart_fast.evaluation.judge import describe
+from apart_fast.files import NO_ROOM, atomic_write, check_writable, to_json
 from apart_fast.loaders import load_dataset, subset
 from apart_fast.models import build_model
-from apart_fast.recipes import RECIPES
-from apart_fast.records import environment, to_json
-from apart_fast.trainer import Stopped, pick_device
+from apart_fast.runs import checkpoint
+from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.environment import environment
+from apart_fast.runs.recipes import RECIPES
+from apart_fast.training import trainer
+from apart_fast.training.trainer import Stopped
 from apart_fast.units import parse_eps
 
 

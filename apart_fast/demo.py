@@ -6,16 +6,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from apart_fast import pictures
-from apart_fast.config import TrainConfig
+from apart_fast.device import has_bfloat16, pick_device
 from apart_fast.errors import UserError
-from apart_fast.evaluation import describe
-from apart_fast.files import atomic_write, read_object
+from apart_fast.evaluation.judge import describe
+from apart_fast.files import atomic_write, read_object, to_json
 from apart_fast.loaders import load_dataset
-from apart_fast.methods import get_method
-from apart_fast.precision import has_bfloat16
-from apart_fast.records import RunFolder, environment, to_json
-from apart_fast.trainer import pick_device, train
+from apart_fast.report import pictures
+from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.environment import environment
+from apart_fast.runs.folder import RunFolder
+from apart_fast.step.methods import get_method
+from apart_fast.training.trainer import train
 
 METHODS = ("apart", "standard")
 MADE = {*METHODS, "curves.png", "demo.json"}  # all that a demo leaves in its folder

@@ -1,7 +1,9 @@
 """Files are written whole or not at all."""
 
+import dataclasses
 import errno
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -110,3 +112,20 @@ def read_object(path: Path, advice: str) -> dict:
         return value
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {advice}") from error
+
+
+def to_json(value: object) -> str:
+    """Readable JSON; paths become text, NaN and infinities become null."""
+
+    def plain(v):
+        if dataclasses.is_dataclass(v) and not isinstance(v, type):
+            return plain(dataclasses.asdict(v))
+        if isinstance(v, dict):
+            return {str(k): plain(x) for k, x in v.items()}
+        if isinstance(v, list | tuple):
+            return [plain(x) for x in v]
+        if isinstance(v, float) and not math.isfinite(v):
+            return None
+        return str(v) if isinstance(v, Path) else v
+
+    return json.dumps(plain(value), indent=2) + "\n"

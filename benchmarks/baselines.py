@@ -4,7 +4,7 @@ step and a plain PGD evaluation.
 `Released` does what the code published with arXiv 2010.08034 does, written anew in plain PyTorch and as well as that
 allows: float32 stores of padded NCHW images and of omega, a Python loop over the images to crop, to flip and to write
 back, weight gradients in pass 1, whose graph is kept for pass 2, gradients from tensor hooks, and three `.item()` a
-step. tests/test_baselines.py checks that it gives the numbers of `Apart.step`.
+step. tests/benchmarks/test_baselines.py checks that it gives the numbers of `Apart.step`.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apart_fast.blocks import match_points
 from apart_fast.models import default_points
+from apart_fast.step.points import match_points
 
 
 class Released:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from apart_fast.allocator import keep_freed_memory
-from apart_fast.interleave import Spread, Timings
-from apart_fast.records import environment
+from apart_fast.device import keep_freed_memory
+from apart_fast.measure.interleave import Spread, Timings
+from apart_fast.runs.environment import environment
 
 HEAD = ("what", "seconds", "faster than", "times [quartiles]", "ceiling", "share", "target")
 

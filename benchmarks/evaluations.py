@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from apart_fast import Apart, build_model
-from apart_fast.optim import SGD
+from apart_fast.step.optimizer import SGD
 from benchmarks.steps import CLASSES, C, H, W
 
 

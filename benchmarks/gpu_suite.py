@@ -22,8 +22,8 @@ import tyro
 
 from apart_fast import METHODS, get_method
 from apart_fast.errors import UserError
-from apart_fast.files import atomic_write
-from apart_fast.records import environment, to_json
+from apart_fast.files import atomic_write, to_json
+from apart_fast.runs.environment import environment
 
 LIMIT = 520  # seconds of a slice ...
 GRACE = 15  # ... and to write a checkpoint after it
@@ -46,9 +46,10 @@ class Config:
     """How many times nine minutes a part may take."""
 
 
-def _verify(*names: str) -> Callable[[Config, Path], list[str]]:
+def _verify(*places: str) -> Callable[[Config, Path], list[str]]:
     def command(config: Config, out: Path) -> list[str]:
-        return ["-m", "pytest", *(f"tests/test_{name}.py" for name in names), f"--junitxml={out / names[0]}.xml"]
+        name = Path(places[0]).stem
+        return ["-m", "pytest", *(f"tests/{place}" for place in places), f"--junitxml={out / name}.xml"]
 
     return command
 
@@ -106,9 +107,9 @@ def _methods(*flags: str) -> Callable[[Config, Path], list[str]]:
 # name -> command line for this Python; empty where there is nothing left to do
 PARTS: dict[str, Callable[[Config, Path], list[str]]] = {
     # kernels against their twins, graph against eager, whole commands: no speed is measured before these pass
-    "verify-kernels": _verify("kernels", "kernels_relu"),
-    "verify-steps": _verify("graph", "step", "amp", "apart", "memory", "loaders"),
-    "verify-commands": _verify("gpu", "profiling"),
+    "verify-kernels": _verify("kernels"),
+    "verify-steps": _verify("step", "loaders/test_loaders.py", "training/test_graph.py"),
+    "verify-commands": _verify("training/test_gpu.py", "measure"),
     # one for each file: pytest writes its JSON at the end, and a stopped one leaves none
     **{
         file.stem.removeprefix("test_").replace("_", "-"): _benchmark(file)

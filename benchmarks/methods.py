@@ -24,23 +24,24 @@ import tyro
 
 from apart_fast import METHODS as FAMILY
 from apart_fast import Apart, build_model, evaluate
-from apart_fast.allocator import keep_freed_memory
 from apart_fast.analysis import collapse, curves, gradients, perturbations
 from apart_fast.analysis.series import load_network
-from apart_fast.card import write_card
 from apart_fast.cli import guarded
-from apart_fast.config import MOVABLE, TrainConfig
+from apart_fast.device import keep_freed_memory, pick_device
 from apart_fast.errors import UserError
-from apart_fast.evaluation import describe
-from apart_fast.files import atomic_write
-from apart_fast.graph import GraphedStep
-from apart_fast.interleave import interleave
+from apart_fast.evaluation.judge import describe
+from apart_fast.files import atomic_write, to_json
 from apart_fast.loaders import Batch, Dataset, load_dataset, subset
-from apart_fast.methods import get_method
-from apart_fast.optim import SGD
-from apart_fast.records import RunFolder, environment, to_json
+from apart_fast.measure.interleave import interleave
 from apart_fast.report import write_report
-from apart_fast.trainer import AMP_DTYPES, pick_device, train
+from apart_fast.runs.card import write_card
+from apart_fast.runs.config import MOVABLE, TrainConfig
+from apart_fast.runs.environment import environment
+from apart_fast.runs.folder import RunFolder
+from apart_fast.step.methods import get_method
+from apart_fast.step.optimizer import SGD
+from apart_fast.training.graph import GraphedStep
+from apart_fast.training.trainer import AMP_DTYPES, train
 from apart_fast.units import parse_eps
 
 METHODS = tuple(get_method(base).name for base in FAMILY)

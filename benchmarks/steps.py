@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from apart_fast import Apart, build_model
-from apart_fast.graph import GraphedStep
-from apart_fast.interleave import Timings, interleave
+from apart_fast.device import has_bfloat16
 from apart_fast.loaders import Batch
-from apart_fast.optim import SGD
-from apart_fast.precision import has_bfloat16
-from apart_fast.stem import keep_stem_precise
+from apart_fast.measure.interleave import Timings, interleave
+from apart_fast.models.stem import keep_stem_precise
+from apart_fast.step.optimizer import SGD
+from apart_fast.training.graph import GraphedStep
 from benchmarks.baselines import Released
 
 H, W, C, PADDING, EPS, CLASSES = 32, 32, 3, 4, 0.031, 10

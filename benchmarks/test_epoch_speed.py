@@ -6,11 +6,11 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from apart_fast.config import TrainConfig
-from apart_fast.interleave import interleave
 from apart_fast.loaders import Dataset, Split
-from apart_fast.records import RunFolder
-from apart_fast.trainer import Trainer
+from apart_fast.measure.interleave import interleave
+from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.folder import RunFolder
+from apart_fast.training.trainer import Trainer
 from benchmarks.conftest import Rival
 from benchmarks.steps import CLASSES, C, Floor, H, W, make_problem, prepared, settings
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from apart_fast import evaluate
-from apart_fast.evaluation import reproducible
-from apart_fast.interleave import interleave
+from apart_fast.evaluation.judge import reproducible
+from apart_fast.measure.interleave import interleave
 from benchmarks.baselines import plain_evaluation
 from benchmarks.conftest import Rival
 from benchmarks.evaluations import train_small

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from apart_fast import kernels
-from apart_fast.compiled import compiler_fault
-from apart_fast.interleave import interleave
 from apart_fast.kernels import KERNELS
+from apart_fast.measure.interleave import interleave
+from apart_fast.training.compiled import compiler_fault
 from benchmarks.conftest import Rival
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

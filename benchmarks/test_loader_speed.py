@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from apart_fast.interleave import Timings, interleave
 from apart_fast.loaders import LOADERS, Split, make_loader
+from apart_fast.measure.interleave import Timings, interleave
 from benchmarks.conftest import Rival
 from benchmarks.steps import C, H, W, engine_step, make_problem, settings
 

@@ -6,7 +6,9 @@ KERNELS lists them by name for tests and benchmarks.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from apart_fast.kernels.block import (
+from apart_fast.kernels.crop import gather_crop, scatter_crop
+from apart_fast.kernels.learned_step import step, step_torch, step_triton
+from apart_fast.kernels.point import (
     add_sign,
     add_sign_torch,
     add_sign_triton,
@@ -17,10 +19,8 @@ from apart_fast.kernels.block import (
     sign_dot_torch,
     sign_dot_triton,
 )
-from apart_fast.kernels.crop import gather_crop, scatter_crop
-from apart_fast.kernels.finish import finish, finish_torch, finish_triton
 from apart_fast.kernels.projected_step import projected_step, projected_step_torch, projected_step_triton
-from apart_fast.kernels.relu_block import (
+from apart_fast.kernels.relu_point import (
     relu_add_sign,
     relu_add_sign_torch,
     relu_add_sign_triton,
@@ -32,7 +32,7 @@ from apart_fast.kernels.relu_block import (
     relu_sign_dot_triton,
 )
 from apart_fast.kernels.start import start, start_torch, start_triton
-from apart_fast.kernels.step import step, step_torch, step_triton
+from apart_fast.kernels.update_omega import finish, finish_torch, finish_triton
 
 
 class Kernel(NamedTuple):

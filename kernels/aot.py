@@ -13,13 +13,13 @@ from typing import NamedTuple
 import torch
 
 from apart_fast.errors import UserError
-from apart_fast.kernels.block import plan_add_sign, plan_capture_sign, plan_sign_dot
-from apart_fast.kernels.finish import plan_finish
 from apart_fast.kernels.launch import HAS_TRITON, Launch
+from apart_fast.kernels.learned_step import plan_step
+from apart_fast.kernels.point import plan_add_sign, plan_capture_sign, plan_sign_dot
 from apart_fast.kernels.projected_step import plan_projected_step
-from apart_fast.kernels.relu_block import plan_relu_add_sign, plan_relu_capture_sign, plan_relu_sign_dot
+from apart_fast.kernels.relu_point import plan_relu_add_sign, plan_relu_capture_sign, plan_relu_sign_dot
 from apart_fast.kernels.start import plan_start
-from apart_fast.kernels.step import plan_step
+from apart_fast.kernels.update_omega import plan_finish
 
 TARGETS = (80, 90, 100)  # A100, H100/H200, B200
 POINTERS = {

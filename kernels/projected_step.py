@@ -6,9 +6,9 @@ Bytes an element: x 4, xk 4, g G in; 4 out: 12 + G with G the gradient's element
 import torch
 
 from apart_fast.errors import UserError
-from apart_fast.kernels.block import capture_sign_torch
 from apart_fast.kernels.launch import Launch, blocks, clip, jit, on_gpu, sign, tl
 from apart_fast.kernels.layout import dense, laid_out_like
+from apart_fast.kernels.point import capture_sign_torch
 
 BLOCK = 1024
 

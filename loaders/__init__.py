@@ -3,11 +3,11 @@
 from apart_fast.errors import UserError
 from apart_fast.loaders.base import Loader
 from apart_fast.loaders.batch import Batch
-from apart_fast.loaders.dataloader_loader import DataloaderLoader
+from apart_fast.loaders.dataloader import DataloaderLoader
 from apart_fast.loaders.datasets import DATASETS, Dataset, Split, fingerprint, load_dataset, subset, take_validation
-from apart_fast.loaders.ffcv_loader import FfcvLoader
+from apart_fast.loaders.ffcv import FfcvLoader
 from apart_fast.loaders.plan import EpochPlan
-from apart_fast.loaders.resident_loader import ResidentLoader
+from apart_fast.loaders.resident import ResidentLoader
 
 LOADERS: dict[str, type[Loader]] = {
     "ffcv": FfcvLoader,

@@ -24,7 +24,7 @@ from ffcv.pipeline.compiler import Compiler
 from ffcv.writer import MIN_PAGE_SIZE, DatasetWriter
 from tqdm import tqdm
 
-from apart_fast.loaders.splits import Split
+from apart_fast.loaders.datasets.splits import Split
 
 _POLL = 1.0  # seconds between looks at whether the reader's thread is still alive
 

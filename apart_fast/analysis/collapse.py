@@ -20,17 +20,18 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apart_fast import attacks, evaluate
+from apart_fast import evaluate
 from apart_fast.analysis import output
 from apart_fast.analysis.cache import ResultCache, result_key
 from apart_fast.analysis.directions import fgsm_delta, noise_delta
 from apart_fast.analysis.groups import group_colours, group_runs
 from apart_fast.analysis.series import Common, Series, judged_data, load_network, open_series
+from apart_fast.device import pick_device
 from apart_fast.errors import UserError
-from apart_fast.evaluation import Z_95, reproducible, wilson
+from apart_fast.evaluation import attacks
+from apart_fast.evaluation.judge import Z_95, reproducible, wilson
 from apart_fast.loaders import Split, fingerprint
-from apart_fast.methods import get_method
-from apart_fast.trainer import pick_device
+from apart_fast.step.methods import get_method
 from apart_fast.units import parse_eps
 
 DRAWS = 5  # of the random noise

@@ -18,11 +18,11 @@ from apart_fast.analysis import output
 from apart_fast.analysis.cache import ResultCache, result_key
 from apart_fast.analysis.groups import group_colours, group_runs
 from apart_fast.analysis.series import Common, Series, judged_data, open_series
+from apart_fast.device import pick_device
 from apart_fast.errors import UserError
-from apart_fast.evaluation import evaluate
+from apart_fast.evaluation.judge import evaluate
 from apart_fast.loaders import fingerprint
-from apart_fast.pictures import points
-from apart_fast.trainer import pick_device
+from apart_fast.report.pictures import points
 from apart_fast.units import parse_eps
 
 # measure -> (what the axis says, the setting of a run that holds its number of images)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apart_fast.attacks import predict
+from apart_fast.evaluation.attacks import predict
 from apart_fast.kernels import projected_step
-from apart_fast.modes import frozen
+from apart_fast.models.modes import frozen
 
 
 def input_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -30,15 +30,15 @@ from apart_fast.analysis.cache import ResultCache, result_key
 from apart_fast.analysis.directions import fgsm_delta, input_gradient, pgd_delta
 from apart_fast.analysis.groups import group_colours, group_runs
 from apart_fast.analysis.series import Common, Series, judged_data, open_series
-from apart_fast.attacks import predict
-from apart_fast.blocks import match_points
+from apart_fast.device import pick_device
 from apart_fast.errors import UserError
-from apart_fast.evaluation import reproducible
+from apart_fast.evaluation.attacks import predict
+from apart_fast.evaluation.judge import reproducible
 from apart_fast.loaders import fingerprint
-from apart_fast.models.points import default_points
-from apart_fast.modes import frozen
+from apart_fast.models.default_points import default_points
+from apart_fast.models.modes import frozen
 from apart_fast.report.text import number
-from apart_fast.trainer import pick_device
+from apart_fast.step.points import match_points
 from apart_fast.units import parse_eps
 
 PGD_STEPS = 20
@@ -103,7 +103,7 @@ def gradient_norms(
             gradient at an image also holds its part in the batch's statistics.
         images: float [B, H, W, C] in [0, 1].
         labels: int64 [B].
-        points: (submodule, input | output), see `apart_fast.blocks.match_points`.
+        points: (submodule, input | output), see `apart_fast.step.points.match_points`.
 
     Returns:
         [B] at the input, and [B, len(points)] at the points.

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from apart_fast.analysis.series import Series
-from apart_fast.config import MOVABLE
 from apart_fast.errors import UserError
-from apart_fast.methods import get_method
-from apart_fast.pictures import COLOURS
+from apart_fast.report.pictures import COLOURS
+from apart_fast.runs.config import MOVABLE
+from apart_fast.step.methods import get_method
 
 # what leaves the weights of a run as they are, apart from rounding; a recipe only names settings that stand beside it
 _IDLE = {

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from apart_fast.files import atomic_write
-from apart_fast.pictures import save_figure
-from apart_fast.records import environment, to_json
+from apart_fast.files import atomic_write, to_json
+from apart_fast.report.pictures import save_figure
+from apart_fast.runs.environment import environment
 
 
 def save(out: Path, name: str, numbers: dict, figure: Figure) -> list[Path]:

@@ -19,11 +19,11 @@ from apart_fast.analysis import output
 from apart_fast.analysis.collapse import open_reference
 from apart_fast.analysis.directions import fgsm_delta, input_gradient, noise_delta, pgd_delta
 from apart_fast.analysis.series import Common, Series, judged_data, load_network, open_series
+from apart_fast.device import pick_device
 from apart_fast.errors import UserError
-from apart_fast.evaluation import Z_95, reproducible
+from apart_fast.evaluation.judge import Z_95, reproducible
 from apart_fast.loaders import Split
-from apart_fast.methods import get_method
-from apart_fast.trainer import pick_device
+from apart_fast.step.methods import get_method
 from apart_fast.units import parse_eps
 
 

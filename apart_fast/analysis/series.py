@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from apart_fast import checkpoint
-from apart_fast.config import TrainConfig
+from apart_fast.device import pick_device
 from apart_fast.errors import UserError
 from apart_fast.loaders import Dataset, Split, load_dataset, subset
 from apart_fast.models import build_model
-from apart_fast.records import RunFolder
-from apart_fast.trainer import pick_device
+from apart_fast.runs import checkpoint
+from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.folder import RunFolder
 from apart_fast.units import parse_eps
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from apart_fast.errors import UserError
 from apart_fast.models import external
+from apart_fast.models.default_points import default_points
 from apart_fast.models.normalize import MeanStd, Normalize
-from apart_fast.models.points import default_points
 from apart_fast.models.preact_resnet import BasicBlock, Bottleneck, PreActResNet
 from apart_fast.models.wide_resnet import WideResNet
 

@@ -71,7 +71,7 @@ class WideResNet(nn.Module):
 
     @property
     def perturbation_points(self) -> tuple[str, ...]:
-        """Patterns of `apart_fast.blocks`, one a block."""
+        """Patterns of `apart_fast.step.points`, one a block."""
         return tuple(f"{name}.{block.point}" for name, block in self.named_modules() if hasattr(block, "point"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from apart_fast.pictures import COLOURS, PANELS, Curve, Panel, dress, points
 from apart_fast.report.facts import collapses
+from apart_fast.report.pictures import COLOURS, PANELS, Curve, Panel, dress, points
 from apart_fast.report.reading import Run
 from apart_fast.report.text import count, percent
 

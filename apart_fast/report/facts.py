@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from apart_fast.config import TrainConfig
-from apart_fast.pictures import points
+from apart_fast.report.pictures import points
 from apart_fast.report.reading import Run
 from apart_fast.report.text import NOTHING, count, duration, number, percent, plain, scaled
+from apart_fast.runs.config import TrainConfig
 
 PLACES = ("out", "resume")  # settings that say nothing of the training
 
@@ -45,7 +45,7 @@ def accuracy(result: object, note: str = "") -> Accuracy | None:
 
 
 def attack_title(name: str) -> str:
-    """A name of `apart_fast.evaluation.ATTACKS` as a title."""
+    """A name of `apart_fast.evaluation.judge.ATTACKS` as a title."""
     return "AutoAttack" if name == "autoattack" else name.capitalize() if name == "clean" else name.upper()
 
 

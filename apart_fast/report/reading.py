@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from apart_fast.config import TrainConfig
 from apart_fast.errors import UserError
 from apart_fast.files import read_object
-from apart_fast.records import RunFolder
+from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)

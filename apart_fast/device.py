@@ -1,0 +1,60 @@
+"""The device that work runs on: which one, what it computes in hardware, and how its host memory is kept."""
+
+import ctypes
+import platform
+import sys
+
+import torch
+
+from apart_fast.errors import UserError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The named device, or a GPU if there is one, or the CPU; a GPU is made the current one.
+
+    Raises:
+        UserError: no such device, or no GPU.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}: give cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs; give --device cpu, or none")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name} is not supported: give cpu or cuda")
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)  # torch does not take one without an index as the current one
+        torch.cuda.set_device(device)  # streams, graphs and events belong to it
+    return device
+
+
+def has_bfloat16(device: torch.device | str) -> bool:
+    """Whether bfloat16 is quicker than float32 there: without instructions for it, it is emulated and slower.
+
+    GPUs from compute capability 8.0 on, x86 CPUs with AVX512-BF16 or AMX; of other CPUs it is not known and taken
+    to be so.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed blocks instead of giving their pages back to the system after each use.
+
+    The process stays as large as it ever was. Returns whether it could be done (Linux with glibc).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another libc
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))

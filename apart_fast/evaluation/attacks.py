@@ -1,0 +1,309 @@
+"""Attacks for evaluation: PGD, and AutoAttack through an optional package. Images are NHWC, pixels in [0, 1]."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apart_fast.errors import UserError
+from apart_fast.kernels import projected_step
+from apart_fast.models.channels_last import any_layout
+from apart_fast.models.modes import frozen
+
+_WARM_UP = 3  # calls before a capture
+_GRAPH_FROM = 40  # batches: for fewer a capture (a few batches' time) does not pay
+
+
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits [B, classes] (at least float32) of NHWC images [B, H, W, C]."""
+    logits = model(images.permute(0, 3, 1, 2))
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B] bool: the largest of [B, classes] logits is the label's; a NaN among them counts as wrong."""
+    top, index = logits.max(1)  # max hands on NaN
+    return (index == labels) & ~top.isnan()
+
+
+def _noise(seeds: Tensor, restart: int, shape: tuple[int, ...], eps: float) -> Tensor:
+    """uniform(-eps, eps) float32 on the CPU, [len(seeds), *shape]; each image draws from its own seed."""
+    generator = torch.Generator()
+    noise = torch.empty(len(seeds), *shape)
+    for row, seed in zip(noise, seeds.tolist(), strict=True):
+        row.uniform_(-eps, eps, generator=generator.manual_seed(seed + restart))
+    return noise
+
+
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    step: float,
+    steps: int,
+    restarts: int = 1,
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Projected gradient descent in the L-inf ball (Madry et al., arXiv 1706.06083, section 2.1).
+
+    Kept for each image: the clean image if the model already gets it wrong, else the first point visited (the start
+    included) that fools the model, else the end of the last restart. Images that are fooled take no further steps.
+    Asks for input gradients only: nothing of the model changes. `apart_fast.models.folding.fold` makes a cheaper model.
+
+    Args:
+        model: takes NCHW, in eval mode, on the device of `images`.
+        images: float [B, H, W, C] in [0, 1].
+        labels: int64 [B].
+        eps, step: radius of the ball and length of a step, fractions of the pixel range.
+        steps: gradient steps in each restart, at least 1.
+        restarts: independent starts, at least 1; without a random start they are all the same, so 1.
+        random_start: start from uniform(-eps, eps), clipped to [0, 1], instead of from the image.
+        generator: on the CPU; one number for each image is drawn from it, in order, so that an image's noise depends
+            neither on the batch size nor on the other images.
+        batch_size: images that go through the model at a time; None: all.
+
+    Returns:
+        like `images`: within eps of them and in [0, 1].
+
+    Raises:
+        UserError: a module of the model is in training mode, or an argument does not fit.
+    """
+    if any(module.training for module in model.modules()):
+        raise UserError("the model is in training mode: call model.eval() before an attack")
+    if not images.is_floating_point() or images.dim() != 4:
+        raise UserError(f"pgd needs float images [B, H, W, C], got {images.dtype} with shape {list(images.shape)}")
+    if not (eps >= 0 and step >= 0):
+        raise UserError(f"pgd needs eps and step >= 0, got {eps} and {step}")
+    if steps < 1 or restarts < 1:
+        raise UserError(f"pgd needs at least 1 step and 1 restart, got {steps} and {restarts}")
+    if restarts > 1 and not random_start:
+        raise UserError("restarts without a random start are all the same: use 1 restart")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"pgd needs a batch size of at least 1, got {batch_size}")
+    if len(images) == 0:
+        return images.clone()
+    low, high = images.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise UserError(f"pixels must lie in [0, 1], got [{low:.3g}, {high:.3g}]: normalise inside the model")
+
+    model = any_layout(model, images[:2].permute(0, 3, 1, 2))
+    seeds = draw_seeds(len(images), generator) if random_start else None
+    size = batch_size or len(images)
+    adversarial = images.detach().clone(memory_format=torch.contiguous_format)
+    right = correct(model, adversarial, labels, size).nonzero().squeeze(1)
+    if len(right):
+        seeds = seeds[right.cpu()] if random_start else None
+        settings = dict(eps=eps, step=step, steps=steps, restarts=restarts, seeds=seeds, batch_size=size)
+        adversarial[right], _ = search(model, adversarial[right], labels[right], **settings)
+    return adversarial
+
+
+def draw_seeds(n: int, generator: torch.Generator | None) -> Tensor:
+    """int64 [n] on the CPU: of the noise of each image; the same numbers whether drawn at once or in parts."""
+    return torch.randint(2**62, (n,), generator=generator)
+
+
+@torch.no_grad()
+def correct(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """bool [N]: `is_correct` of float NHWC images [N, H, W, C], `batch_size` of them at a time."""
+    if len(images) == 0:  # many a model cannot take none
+        return torch.zeros(0, dtype=torch.bool, device=images.device)
+    batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    return torch.cat([is_correct(predict(model, x), y) for x, y in batches])
+
+
+def search(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    step: float,
+    steps: int,
+    restarts: int,
+    seeds: Tensor | None,
+    batch_size: int,
+    progress: Callable[[int], object] = lambda done: None,
+) -> tuple[Tensor, Tensor]:
+    """The search of `pgd` for all of the images, which the model is expected to get right.
+
+    It goes through the images step by step, not batch by batch, and leaves out those that are fooled: batches stay
+    full, and the host asks the device who is left once a step for all images, never within a batch.
+
+    Args:
+        seeds: int64 [N] on the CPU, for random starts; None: start from the images.
+        progress: called with the number of gradient steps that were taken or are no longer needed, in all
+            N * steps * restarts.
+
+    The other arguments are those of `pgd`. Returns the points found, like `images` (the first one that fools, else the
+    last one), and bool [N]: fooled on the way. The very last points are not judged: the caller has to.
+    """
+    images = images.detach().contiguous()
+    found, standing = images.clone(), torch.arange(len(images), device=images.device)
+    if len(images) == 0:
+        return found, torch.zeros_like(labels, dtype=torch.bool)
+    batches = -(-len(images) // batch_size) * steps * restarts
+    with frozen(model):
+        advance = _make_step(model, images, min(batch_size, len(images)), batches, step, eps)
+        for restart in range(restarts):
+            if seeds is not None:
+                noise = _noise(seeds[standing.cpu()], restart, images.shape[1:], eps)
+                found[standing] = (images[standing] + noise.to(images)).clamp_(0, 1)
+            later = steps * (restarts - restart - 1)
+            for left in reversed(range(steps)):
+                if not len(standing):
+                    break
+                fooled = torch.empty_like(standing, dtype=torch.bool)
+                for rows, marks in zip(standing.split(batch_size), fooled.split(batch_size), strict=True):
+                    found[rows] = advance(images[rows], found[rows], labels[rows], marks)
+                    progress(len(rows))
+                standing = standing[~fooled]
+                progress((len(fooled) - len(standing)) * (left + later))
+            if later:
+                right = correct(model, found[standing], labels[standing], batch_size)
+                progress((len(right) - int(right.sum())) * later)
+                standing = standing[right]
+    fooled = torch.ones_like(labels, dtype=torch.bool)
+    fooled[standing] = False
+    return found, fooled
+
+
+class _Step:
+    """One step of PGD on a batch: writes `fooled` for the points `xk`, returns the next ones (`xk` where fooled)."""
+
+    def __init__(self, model: nn.Module, step: float, eps: float):
+        self._model, self._step, self._eps = model, step, eps
+
+    def __call__(self, x: Tensor, xk: Tensor, labels: Tensor, fooled: Tensor) -> Tensor:
+        xk = xk.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = predict(self._model, xk)
+            # a sum: the gradient of an image does not shrink with the batch
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, xk)
+        fooled.copy_(~is_correct(logits.detach(), labels))
+        moved = projected_step(x, xk.detach(), gradient.contiguous(), self._step, self._eps)
+        return torch.where(fooled[:, None, None, None], xk.detach(), moved)
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each device: cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream(device)
+
+
+class _GraphedStep:
+    """A `_Step` replayed as one CUDA graph: one launch for hundreds. Batches of `size` images, or fewer.
+
+    A model that cannot be captured (it waits for the device, say) is called as it is, after one warning.
+    """
+
+    def __init__(self, step: _Step, images: Tensor, size: int):
+        self._step = step
+        x, labels = images.new_zeros(size, *images.shape[1:]), images.new_zeros(size, dtype=torch.int64)
+        # a smaller batch leaves old rows behind it: in eval mode no image sees another one
+        self._buffers = (x, x.clone(), labels, labels.bool())
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._moved: Tensor | None = None
+        try:
+            self._capture()
+        except RuntimeError as error:
+            self._graph = None
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"the attack runs without a CUDA graph, and slower: {reason}", stacklevel=4)
+
+    def _capture(self) -> None:
+        stream = _capture_stream(self._buffers[0].device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries initialise and Triton compiles outside the capture
+            for _ in range(_WARM_UP):
+                self._step(*self._buffers)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: a loader's pinning thread may call CUDA meanwhile
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            self._moved = self._step(*self._buffers)
+        self._graph = graph
+
+    def __call__(self, x: Tensor, xk: Tensor, labels: Tensor, fooled: Tensor) -> Tensor:
+        if self._graph is None:
+            return self._step(x, xk, labels, fooled)
+        n = len(labels)
+        for buffer, value in zip(self._buffers, (x, xk, labels), strict=False):
+            buffer[:n].copy_(value)
+        self._graph.replay()
+        fooled.copy_(self._buffers[3][:n])
+        return self._moved[:n]  # read before the next replay
+
+
+def _make_step(
+    model: nn.Module, images: Tensor, size: int, batches: int, step: float, eps: float
+) -> _Step | _GraphedStep:
+    plain = _Step(model, step, eps)
+    if not images.is_cuda or batches < _GRAPH_FROM:
+        return plain
+    with torch.cuda.device(images.device):
+        return _GraphedStep(plain, images, size)
+
+
+def autoattack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    num_classes: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> Tensor:
+    """AutoAttack, version "standard" (Croce & Hein, arXiv 2003.01690), through the package pyautoattack.
+
+    The targeted attacks have min(9, num_classes - 1) targets. The targeted DLR loss needs 4 classes and the DLR loss
+    3, so with 3 classes `apgd-dlr` stands in for `apgd-t`, and with 2 classes there is neither.
+
+    Args:
+        model: takes NCHW, in eval mode.
+        images: float32 [N, H, W, C] in [0, 1], on any device; batches are moved to `device`.
+        labels: int64 [N], on the device of `images`.
+        eps: radius of the L-inf ball, fraction of the pixel range.
+        num_classes: number of logits.
+        device: where the model is.
+
+    Returns:
+        bool [N]: still classified correctly after all attacks.
+
+    Raises:
+        UserError: pyautoattack is not installed, or the model is in training mode.
+    """
+    try:
+        from pyautoattack import AutoAttack
+    except ImportError as error:
+        raise UserError("AutoAttack needs the package pyautoattack: pip install 'apart_fast[autoattack]'") from error
+    if any(module.training for module in model.modules()):
+        raise UserError("the model is in training mode: call model.eval() before an attack")
+    tracer = sys.gettrace()
+    try:
+        # its FAB calls backward(), which would leave gradients in the parameters; it seeds torch's global generators
+        with frozen(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            attack = AutoAttack(model, eps=eps, device=device, seed=seed, version="standard")
+            targeted = {2: [], 3: ["apgd-dlr"]}.get(num_classes, ["apgd-t"])
+            attack.attacks_to_run = ["apgd-ce", *targeted, "fab-t", "square"]
+            attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, num_classes - 1)
+            # its view() calls need plain NCHW
+            nchw = images.permute(0, 3, 1, 2).contiguous()
+            found, predictions = attack.run_standard_evaluation(nchw, labels, batch_size=batch_size)
+    finally:
+        sys.settrace(tracer)  # its check for dynamic defences switches tracing off
+    # its argmax takes the first class where a logit is NaN
+    batches = zip(found.split(batch_size), labels.split(batch_size), strict=True)
+    right = [correct(model, x.permute(0, 2, 3, 1).to(device), y.to(device), batch_size) for x, y in batches]
+    return (predictions == labels) & torch.cat(right).to(labels.device)

@@ -1,0 +1,311 @@
+"""Accuracy of a model on clean and attacked images, with confidence intervals."""
+
+import difflib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from apart_fast.errors import UserError
+from apart_fast.evaluation import attacks as _attacks
+from apart_fast.models.channels_last import any_layout
+from apart_fast.models.folding import fold
+from apart_fast.models.modes import evaluating
+from apart_fast.units import parse_eps
+
+Z_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
+_CHUNK_VALUES = 2**25  # pixel values attacked together (128 MiB in float32): the test set of CIFAR in one go
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval (Wilson 1927) of the proportion correct / n, n >= 1."""
+    p, shrink = correct / n, 1 + Z_95**2 / n
+    centre = (p + Z_95**2 / (2 * n)) / shrink
+    half = Z_95 / shrink * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n**2))
+    # rounding must not push the interval off the ends that it reaches exactly
+    return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """Of `n` images `correct` were classified correctly under the attack; [low, high] is the 95 % Wilson interval."""
+
+    accuracy: float
+    correct: int
+    n: int
+    low: float
+    high: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` found: settings, and for each attack's name a result. eps is a fraction of the pixel range."""
+
+    n: int
+    eps: float
+    restarts: int
+    seed: int
+    batch_size: int
+    amp: str | None
+    device: str
+    torch: str
+    attacks: dict[str, AttackResult]
+
+    def to_json(self) -> str:
+        """The fields as a JSON object."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def describe(report: dict) -> str:
+    """One line for a report as a dictionary (`asdict`, or read from JSON): percentages, 95 % intervals in brackets."""
+    return ", ".join(
+        f"{name} {result['accuracy']:.1%} [{result['low']:.1%}, {result['high']:.1%}]"
+        for name, result in report["attacks"].items()
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    eps: float
+    batch_size: int
+    restarts: int
+    seed: int
+    device: torch.device
+    amp: torch.dtype | None
+    num_classes: int
+    progress: bool
+
+    def load(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """float32 NHWC images in [0, 1] and labels, on the device."""
+        images = self.images[rows].to(self.device, non_blocking=True)
+        return images.float().div(255), self.labels[rows].to(self.device, non_blocking=True)
+
+    def bar(self, total: int, name: str, unit: str) -> tqdm:
+        # None: only where somebody is watching a terminal
+        disable = None if self.progress else True
+        return tqdm(total=total, desc=name, unit=unit, unit_scale=True, leave=False, disable=disable)
+
+    @cached_property
+    def right(self) -> Tensor:
+        """int64 on the CPU: rows of the images that the model gets right; the others need no attack."""
+        parts = []
+        with self.bar(len(self.images), "clean", "img") as bar:
+            for start in range(0, len(self.images), self.batch_size):
+                images, labels = self.load(slice(start, start + self.batch_size))
+                parts.append(_attacks.correct(self.model, images, labels, self.batch_size))
+                bar.update(len(labels))
+        return torch.cat(parts).nonzero().squeeze(1).cpu()
+
+    @cached_property
+    def folded(self) -> nn.Module:
+        """What the gradient attacks attack: the same function as the model within rounding, for less."""
+        sample, _ = self.load(slice(0, 2))
+        return fold(self.model, sample.permute(0, 3, 1, 2), self.amp)
+
+
+def _clean(job: _Job) -> int:
+    return len(job.right)
+
+
+def _gradient_attack(job: _Job, name: str, *, steps: int, step: float, restarts: int, random_start: bool) -> int:
+    """Number of images that stand; judged by the model itself in float32, whatever was attacked in what precision."""
+    seeds = _attacks.draw_seeds(len(job.images), torch.Generator().manual_seed(job.seed)) if random_start else None
+    settings = dict(eps=job.eps, step=step, steps=steps, restarts=restarts, batch_size=job.batch_size)
+    chunk = max(1, _CHUNK_VALUES // (job.images[0].numel() * job.batch_size)) * job.batch_size
+    correct = 0
+    with job.bar(len(job.right) * steps * restarts, name, "step") as bar:
+        for rows in job.right.split(chunk):
+            images, labels = job.load(rows)
+            mine = None if seeds is None else seeds[rows]
+            # without its cache: cast weights in it would be freed before a graph that reads them
+            autocast = torch.autocast(job.device.type, job.amp, cache_enabled=False) if job.amp else nullcontext()
+            with autocast:
+                found, fooled = _attacks.search(job.folded, images, labels, seeds=mine, progress=bar.update, **settings)
+            stands = _attacks.correct(job.model, found, labels, job.batch_size)
+            # the search stopped early where only its rounding was fooled: those are searched without it
+            doubtful = (stands & fooled).nonzero().squeeze(1)
+            if len(doubtful):
+                images, labels = images[doubtful], labels[doubtful]
+                mine = None if mine is None else mine[doubtful.cpu()]
+                found, _ = _attacks.search(job.model, images, labels, seeds=mine, **settings)
+                stands[doubtful] = _attacks.correct(job.model, found, labels, job.batch_size)
+            correct += int(stands.sum())
+    return correct
+
+
+def _fgsm(job: _Job) -> int:
+    return _gradient_attack(job, "fgsm", steps=1, step=job.eps, restarts=1, random_start=False)
+
+
+def _pgd(job: _Job, steps: int) -> int:
+    return _gradient_attack(
+        job, f"pgd-{steps}", steps=steps, step=job.eps / 4, restarts=job.restarts, random_start=True
+    )
+
+
+def _autoattack(job: _Job) -> int:
+    # all at once: it refills its batches with the images that are left; always in float32, as published numbers are
+    robust = _attacks.autoattack(
+        job.model,
+        job.images.cpu().float().div(255),
+        job.labels.cpu(),
+        eps=job.eps,
+        num_classes=job.num_classes,
+        batch_size=job.batch_size,
+        seed=job.seed,
+        device=job.device,
+    )
+    return int(robust.sum())
+
+
+# name -> (function, has a number of steps: "name-K")
+ATTACKS: dict[str, tuple[Callable[..., int], bool]] = {
+    "clean": (_clean, False),
+    "fgsm": (_fgsm, False),
+    "pgd": (_pgd, True),
+    "autoattack": (_autoattack, False),
+}
+
+
+def parse_attack(name: str) -> Callable[[_Job], int]:
+    """The attack that `name` means: "clean", "fgsm", "pgd-K" with K steps, or "autoattack".
+
+    Raises:
+        UserError: unknown name, or a number of steps that is missing, not positive, or not wanted.
+    """
+    base, dash, number = name.partition("-")
+    if base not in ATTACKS:
+        close = difflib.get_close_matches(base, ATTACKS, n=1)
+        hint = f"did you mean {close[0]}?" if close else "known: clean, fgsm, pgd-K, autoattack"
+        raise UserError(f"unknown attack {name!r}: {hint}")
+    function, counted = ATTACKS[base]
+    if not counted:
+        if dash:
+            raise UserError(f"attack {name!r}: {base} takes no number of steps")
+        return function
+    if not (number.isascii() and number.isdigit() and int(number) >= 1):
+        raise UserError(f"attack {name!r}: write the number of steps like {base}-20")
+    return lambda job: function(job, int(number))
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Deterministic cuDNN in full float32 within (its default for convolutions is TF32)."""
+    backends = torch.backends
+    # conv and rnn together: torch refuses to read the common flag while they differ
+    switches = [(backends.cudnn, "deterministic", True), (backends.cudnn, "benchmark", False)]
+    switches += [(part, "fp32_precision", "ieee") for part in (backends.cudnn.conv, backends.cudnn.rnn)]
+    before = [getattr(owner, name) for owner, name, _ in switches]
+    matmul = torch.get_float32_matmul_precision()
+    try:
+        for owner, name, value in switches:
+            setattr(owner, name, value)
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        for (owner, name, _), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
+        torch.set_float32_matmul_precision(matmul)
+
+
+def _check(images: Tensor, labels: Tensor, batch_size: int, restarts: int, amp: torch.dtype | None) -> None:
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[-1] not in (1, 3):
+        raise UserError(
+            f"evaluation needs uint8 images [N, H, W, 1 or 3], got {images.dtype} with shape {list(images.shape)}"
+        )
+    if len(images) == 0:
+        raise UserError("there are no images to evaluate on")
+    if labels.shape != (len(images),) or labels.is_floating_point():
+        raise UserError(f"{len(images)} images need as many integer labels, got shape {list(labels.shape)}")
+    if batch_size < 1 or restarts < 1:
+        raise UserError(f"batch size and restarts must be at least 1, got {batch_size} and {restarts}")
+    if amp not in (None, torch.bfloat16):
+        raise UserError(f"amp {amp} is not possible here: use bfloat16 (input gradients underflow in float16) or none")
+
+
+def evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: str | float = "8/255",
+    attacks: Sequence[str] = ("clean", "pgd-20"),
+    batch_size: int = 256,
+    restarts: int = 1,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    amp: torch.dtype | None = None,
+    progress: bool = True,
+) -> Report:
+    """Accuracy of `model` under each of `attacks`, in the L-inf ball of radius eps.
+
+    "pgd-K": K steps of eps / 4 (2/255 at 8/255) from `restarts` random starts; an image counts as fooled if any point
+    on the way fools the model. "fgsm": one step of eps from the image. "autoattack": see `attacks.autoattack`.
+    Repeated runs give identical numbers; the noise of an image does not depend on `batch_size`. The model is put in
+    eval mode, and back as it was even after an exception.
+
+    fgsm and pgd attack a folded copy (see `apart_fast.models.folding`), only images that the model gets right, and no
+    image further than the point that fools it; the model itself has the last word on every image.
+
+    Args:
+        model: takes NCHW float32 pixels in [0, 1] (normalisation inside) and gives logits.
+        images: uint8 [N, H, W, C], C = 1 or 3, on any device; moved in parts of at most 128 MiB in float32.
+        labels: integers [N].
+        eps: "8/255", 0.031, "0.031".
+        device: the model is moved there; None: where it is.
+        amp: torch.bfloat16 makes fgsm and pgd in mixed precision; what is correct is still decided in float32, which is
+            also what autoattack uses throughout.
+        progress: a bar on stderr, if that is a terminal.
+
+    Raises:
+        UserError: an argument does not fit, an unknown attack, or pyautoattack is not installed.
+    """
+    radius = parse_eps(eps)
+    jobs = {name: parse_attack(name) for name in attacks}
+    _check(images, labels, batch_size, restarts, amp)
+    parameter = next(model.parameters(), None)
+    if device is None:
+        device = torch.device("cpu") if parameter is None else parameter.device
+    device = torch.device(device)
+    model.to(device)
+    labels = labels.long()
+    results = {}
+    with evaluating(model), reproducible():
+        sample = images[:2].to(device).float().div(255)
+        network = any_layout(model, sample.permute(0, 3, 1, 2))
+        with torch.no_grad():
+            num_classes = _attacks.predict(network, sample).shape[1]
+        low, high = labels.aminmax()
+        if low < 0 or high >= num_classes:
+            raise UserError(f"labels go from {int(low)} to {int(high)} but the model has {num_classes} classes")
+        job = _Job(
+            network, images, labels, radius, batch_size, restarts, seed, device, amp, num_classes, progress=progress
+        )
+        for name, run in jobs.items():
+            start = time.perf_counter()
+            correct = run(job)
+            seconds = time.perf_counter() - start
+            n = len(images)
+            results[name] = AttackResult(correct / n, correct, n, *wilson(correct, n), seconds)
+    return Report(
+        n=len(images),
+        eps=radius,
+        restarts=restarts,
+        seed=seed,
+        batch_size=batch_size,
+        amp=None if amp is None else str(amp).removeprefix("torch."),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        torch=torch.__version__,
+        attacks=results,
+    )

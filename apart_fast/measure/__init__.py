@@ -1,0 +1,1 @@
+"""Clocks, interleaved timings, the profile of a step, energy."""

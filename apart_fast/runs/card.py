@@ -1,0 +1,63 @@
+"""The model card of a run (Mitchell et al. 2019, arXiv 1810.03993): what the weights are, and how far to trust them."""
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+from apart_fast.files import read_object
+from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.folder import RunFolder
+from apart_fast.step.methods import get_method
+
+SETTINGS = ("recipe", "epochs", "cycle", "batch_size", "lr", "weight_decay", "label_smoothing", "ema", "amp", "seed")
+
+
+def write_card(folder: RunFolder, config: TrainConfig) -> Path:
+    """Write card.json of a finished run, with the figures of evaluation.json where there is one.
+
+    Raises:
+        UserError: the run is not finished, one of its files is damaged, or the folder cannot be written.
+    """
+    summary = folder.summary()
+    method = get_method(config.method)
+    card = {
+        "model": {
+            "architecture": summary["model"],
+            "parameters": summary["parameters"],
+            "input": "pixels in [0, 1], float [B, C, H, W]; any normalisation is inside the model",
+            "files": {file.name: _sha256(file) for file in (folder.last, folder.best) if file.is_file()},
+        },
+        "intended_use": "research on adversarial robustness; not a safety component",
+        "training": {
+            "dataset": config.dataset,
+            "images": config.train_images,
+            "method": asdict(method),
+            "eps": config.eps,
+            "passes_per_step": method.passes,
+            "seconds": summary["train_seconds"],
+            "omega_bytes": summary["memory_bytes"],
+            "collapsed_at_epochs": summary["collapsed_at"],
+            **{name: getattr(config, name) for name in SETTINGS},
+        },
+        "evaluation": {
+            "threat_model": f"L-inf ball of radius {config.eval_eps}, white-box",
+            "selection": f"best.pt: epoch {summary['best']['epoch']}, chosen by {summary['best']['by']}",
+            "test": summary.get("test", {}),
+            "further": _further(folder.path / "evaluation.json"),
+        },
+        "caveats": [
+            "accuracy under PGD is an upper bound of the robust accuracy; AutoAttack is tighter where it was run",
+            "nothing is known about other norms, larger radii or other data",
+        ],
+        "environment": _further(folder.path / "environment.json"),
+    }
+    return folder.write("card.json", card)
+
+
+def _further(file: Path) -> dict | None:
+    return read_object(file, "make it again, or remove it") if file.is_file() else None
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

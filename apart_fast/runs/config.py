@@ -1,0 +1,186 @@
+"""Every setting of a training run; each field is a flag of `python train.py` (docstrings are its help)."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from apart_fast.errors import UserError
+from apart_fast.runs.recipes import RECIPES
+
+MOVABLE = ("data_dir", "download", "device", "workers", "progress")  # what a resumed run may set anew
+
+
+@dataclass
+class TrainConfig:
+    """Train a robust image classifier with APART or one of its rivals.
+
+    The defaults are the released hyper-parameters of APART on CIFAR-10: PreActResNet-18, batch 128, 30 epochs.
+    """
+
+    recipe: Literal["paper", "long", "strong", "small", "demo"] = "paper"
+    """Preset that the other flags start from (apart_fast/runs/recipes.py); paper: the released settings."""
+
+    # ---- data
+    dataset: str = "cifar10"
+    """cifar10, cifar100, svhn, fashion-mnist, or folder (train/<class>/*, test/<class>/*)."""
+    data_dir: Path = Path("data")
+    """Where the data lies, or is downloaded to."""
+    download: bool = True
+    """Download a missing data set."""
+    train_images: int | None = None
+    """Train on a fixed subset of so many images. None: all of them."""
+    val_images: int = 1000
+    """Size of the fixed validation split, taken from the training set."""
+    test_images: int | None = None
+    """Judge on a fixed subset of so many test images. None: all of them."""
+    flip: bool | None = None
+    """Random horizontal flips. None: as the data set allows (not for digits)."""
+    padding: int = 4
+    """Grey pixels on each side before the random crop."""
+
+    # ---- loading
+    ffcv: bool = False
+    """Load with FFCV; the same as --loader ffcv."""
+    loader: Literal["resident", "ffcv", "dataloader"] | None = None
+    """Where batches come from. None: resident (all images on the device as uint8)."""
+    workers: int | None = None
+    """Workers of the ffcv and dataloader loaders. None: one for each core (ffcv), or none (dataloader)."""
+
+    # ---- model
+    model: str = "preact_resnet18"
+    """preact_resnet18/34/50, wide_resnet28_10, wide_resnet34_10, torchvision/<name> or timm/<name>."""
+    width: float = 1.0
+    """Width factor of our own models (0.25: a quarter of the channels)."""
+    normalize: bool = False
+    """Put the data's mean and standard deviation into the model as its first layer."""
+    points: tuple[str, ...] | None = None
+    """Patterns of submodules whose input (or name:output) takes block steps. None: the model's own."""
+
+    # ---- method
+    method: str = "apart"
+    """standard, fgsm, fgsm-rs, n-fgsm, pgd-K, atta-K, fgsm+ (apart without blocks) or apart."""
+    eps: str = "0.031"
+    """Radius of the L-inf ball in training, a fraction of the pixel range ("8/255" is understood)."""
+    step_decay: float = 1200.0
+    """lambda, weight decay of the step sizes: 1200 gave the published curves, 400 is the script on torch >= 2."""
+    eta: float = 5e-8
+    """Peak learning rate of the step sizes for 11,730 steps a cycle; scaled to this run's steps."""
+    omega_dtype: Literal["float32", "float16", "int8"] = "float16"
+    """How the remembered directions are stored."""
+    omega_device: Literal["device", "host", "disk"] = "device"
+    """Where they lie: on the device or, if they are too many for it, in host memory or on the run folder's disk."""
+
+    # ---- optimisation
+    epochs: int = 30
+    """Passes over the training set."""
+    cycle: int = 30
+    """Epochs of one triangle of the learning rates; longer runs repeat it."""
+    batch_size: int = 128
+    """Images in a step."""
+    lr: float = 0.2
+    """Peak learning rate of the weights."""
+    weight_decay: float = 2e-4
+    """Weight decay of the weights."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the training loss."""
+    ema: float = 0.0
+    """Decay of an average of the weights that is judged instead of them (0.999 is usual). 0: none."""
+    amp: bool = False
+    """Mixed precision; the first layer, perturbations and clamps stay in float32."""
+    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    """What --amp computes in; float16 comes with loss scaling."""
+    compile: bool = False
+    """Compile the model with torch's inductor (minutes, once). The block points stay. On a CPU it needs a C++
+    compiler, and made steps slower in our measurements."""
+    graph: bool | None = None
+    """Replay each step as one CUDA graph. None: on a GPU."""
+    device: str | None = None
+    """cuda, cuda:1, cpu, ... None: a GPU if there is one."""
+    threads: int | None = None
+    """CPU threads of torch. None: as torch chooses."""
+    seed: int = 0
+    """Of weights, order, crops, flips and random starts."""
+
+    # ---- watching
+    eval_eps: str = "8/255"
+    """Radius of the attacks in validation and test; their step is a quarter of it."""
+    val_every: int = 5
+    """Validate (clean and PGD-20) every so many epochs, and after the last. Picks the best checkpoint."""
+    probe_images: int = 256
+    """Validation images of the cheap PGD-10 probe after each epoch that warns of collapse. 0: no probe."""
+    test: bool = True
+    """Judge the last and the best weights on the test set at the end (clean and PGD-20)."""
+    log_every: int = 20
+    """Steps between updates of the progress bar and TensorBoard."""
+    progress: bool = True
+    """Show progress bars (never shown where the output is not a terminal)."""
+
+    profile: bool = False
+    """Instead of training: time some steps, print a table of their phases, write profile.json and a Chrome trace."""
+
+    # ---- records
+    out: Path | None = None
+    """Run folder. None: runs/<dataset>-<method>-<time>."""
+    resume: Path | None = None
+    """Go on with the run in this folder, from its last checkpoint. Its settings hold; only --data-dir,
+    --download, --device, --workers and --progress may differ (their default values count as not given)."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints of the whole state (also written on SIGTERM and Ctrl-C)."""
+    keep_weights: int = 0
+    """Keep the weights of every so many epochs as weights/epoch-0007.pt, for `apart-fast analyze`. 0: none."""
+
+    @classmethod
+    def of(cls, recipe: str, **settings) -> "TrainConfig":
+        """The settings of a recipe, with `settings` in place of its own.
+
+        Raises:
+            UserError: no such recipe.
+        """
+        if recipe not in RECIPES:
+            raise UserError(f"unknown recipe {recipe!r}: choose from {', '.join(RECIPES)}")
+        return cls(**{"recipe": recipe, **RECIPES[recipe], **settings})
+
+    def check(self) -> None:
+        """Refuse values that make no sense.
+
+        Raises:
+            UserError: one line with the flag and the values it takes.
+        """
+        if self.ffcv and self.loader not in (None, "ffcv"):
+            raise UserError(f"--ffcv and --loader {self.loader} contradict each other: give one of them")
+        bounds = dict(
+            epochs=1, cycle=1, batch_size=1, width=0.01, val_every=1, log_every=1, checkpoint_every=1, lr=0, eta=0,
+            weight_decay=0, step_decay=0, padding=0, val_images=1, probe_images=0, ema=0, label_smoothing=0,
+            train_images=1, test_images=1, workers=0, threads=1, keep_weights=0,
+        )  # fmt: skip
+        for name, low in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise UserError(f"--{name.replace('_', '-')} {value} is too small: give at least {low}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed {self.seed} is out of range: give 0 to 2^63 - 1")
+        for name in ("ema", "label_smoothing"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too large: give less than 1")
+
+    def resumed(self, saved: "TrainConfig") -> "TrainConfig":
+        """The settings `saved` with a run, moved to where `self` says the data and the device are now.
+
+        Raises:
+            UserError: `self` sets something that a resumed run cannot change.
+        """
+        fresh = TrainConfig.of(self.recipe)
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(fresh, f.name)}
+        if self.recipe not in (saved.recipe, "paper"):
+            given["recipe"] = self.recipe
+        given.pop("resume", None)
+        changed = [name for name in given if name not in MOVABLE and given[name] != getattr(saved, name)]
+        if changed:
+            flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+            raise UserError(f"a resumed run keeps its settings: leave out {flags}, or start a new run")
+        return replace(saved, **{name: value for name, value in given.items() if name in MOVABLE})
+
+    @property
+    def loader_kind(self) -> str:
+        """Key of `apart_fast.loaders.LOADERS`."""
+        return "ffcv" if self.ffcv else self.loader or "resident"

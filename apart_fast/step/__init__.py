@@ -1,0 +1,1 @@
+"""One adversarial training step for any network in any loop; it knows nothing of runs."""

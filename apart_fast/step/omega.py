@@ -1,0 +1,69 @@
+"""omega: what is remembered for each training example, in un-augmented, padded coordinates."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from apart_fast.kernels.codec import decode, encode
+from apart_fast.step.checks import check_inside
+
+INITIAL_SCALE = 1e-3  # omega starts as 0.001 * N(0, 1)
+_CHUNK = 4096  # rows drawn at a time: the store may be as large as the device allows
+
+
+class Memory:
+    """A row of [H + 2p, W + 2p, C] values in [-1, 1] for each example, all of them in `store`.
+
+    `apart_fast.step.staging` has the kind whose rows lie outside the device and are in `store` only during their step.
+
+    Args:
+        store: [number of examples, H + 2p, W + 2p, C] on the device; torch.float16 (off by at most 2.5e-4), float32,
+            float64, or int8 (x 127, off by at most 4e-3).
+
+    Attributes:
+        store: what the kernels index by `rows`.
+        device: where the store lies.
+        nbytes: size of all rows.
+    """
+
+    def __init__(self, store: Tensor):
+        self.store, self.device, self.nbytes = store, store.device, store.nbytes
+
+    def at_hand(self, indices: Tensor, upcoming: Tensor | None = None) -> AbstractContextManager:
+        """Within: the rows of the examples `indices` are in the store (here they always are)."""
+        return nullcontext()
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Where in `store` the rows of `indices` (int64 [B], those at hand) are, int64 [B] on the device.
+
+        Raises:
+            IndexError: no such example (see `check_inside`).
+        """
+        n = len(self.store)
+        check_inside(indices, n, f"an example is outside of 0..{n - 1}: num_examples is the size of the whole set")
+        return indices
+
+    def contents(self) -> Tensor:
+        """The rows of all examples as they are now, [number of examples, H + 2p, W + 2p, C], to read or to change
+        before the next step."""
+        return self.store
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw every row anew: 0.001 * N(0, 1). The numbers depend on the generator alone, not on where rows lie."""
+        for chunk in self.contents().split(_CHUNK):
+            noise = torch.empty(chunk.shape, device=generator.device, dtype=torch.float32).normal_(generator=generator)
+            chunk.copy_(encode(noise * INITIAL_SCALE, chunk.dtype))
+
+    def read(self, indices: Tensor) -> Tensor:
+        """Rows as float32 (float64 from a float64 store) [B, C, H + 2p, W + 2p]; `indices` int64 [B]."""
+        contents = self.contents()
+        dtype = torch.promote_types(contents.dtype, torch.float32) if contents.is_floating_point() else torch.float32
+        rows = contents[indices.to(contents.device)].to(self.device)
+        return decode(rows, dtype).permute(0, 3, 1, 2)
+
+    def write(self, indices: Tensor, values: Tensor) -> None:
+        """Replace rows by `values` [B, C, H + 2p, W + 2p] in [-1, 1]."""
+        contents = self.contents()
+        rows = encode(values.permute(0, 2, 3, 1), contents.dtype)
+        contents[indices.to(contents.device)] = rows.to(contents.device)

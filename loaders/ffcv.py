@@ -1,0 +1,118 @@
+"""FFCV: the split is converted once to a .beton file, then read by compiled code in a thread of its own."""
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from apart_fast.errors import UserError
+from apart_fast.files import atomic_path, atomic_write
+from apart_fast.loaders.base import Loader, to_device
+from apart_fast.loaders.datasets.splits import Split, fingerprint
+from apart_fast.loaders.plan import EpochPlan
+
+
+class FfcvLoader(Loader):
+    """Batches read from `<cache>/<name>-<fingerprint>.beton`, which is written when there is none for this content.
+
+    The file holds the whole split, so that all ranks share it; each reads its own share. `workers` are threads; one
+    reads hundreds of thousands of small images a second, and more of them make numba's compilation slower. The first
+    batch of a loader waits a few seconds for that compilation.
+
+    Args:
+        cache: folder of the .beton file; by default the split's own.
+
+    See `Loader` for the other arguments.
+
+    Raises:
+        UserError: ffcv is missing, no space is left, or the file is damaged.
+    """
+
+    @staticmethod
+    def usual_workers() -> int:
+        """One for each core."""
+        return os.cpu_count() or 1
+
+    def __init__(self, split: Split, *, cache: str | os.PathLike | None = None, **options):
+        super().__init__(split, **options)
+        backend = _import_backend()
+        folder = cache or split.cache
+        if folder is None:
+            raise ValueError("a split that does not come from disk needs the argument `cache`")
+        self.path = Path(folder) / f"{split.name}-{fingerprint(split)}.beton"
+        _provide(self.path, lambda path: backend.write(path, split, self.progress))
+        self._rows = torch.arange(self.batch_size, device=self.device)
+        self._source = backend.Source(self.path, self.batch_size, min(max(self.workers, 1), os.cpu_count() or 1))
+
+    def _fetch(
+        self, plan: EpochPlan, begin: int, order: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        positions = self.share[plan.order[begin:]]
+        done = 0
+        with closing(self._source.read(positions)) as reader:
+            for images, labels, read in reader:
+                count = len(labels)
+                if not np.array_equal(read, positions[done : done + count]):
+                    raise RuntimeError(f"{self.path} gave other examples than asked for: delete it and run again")
+                done += count
+                yield _copy(images, self.device), self._rows[:count], _copy(labels, self.device)
+
+    def close(self) -> None:
+        """End the reader's thread."""
+        self._source.close()
+
+
+def _import_backend():
+    """The module `ffcv_backend`, with torch's number of threads as it was (importing ffcv sets it to 1)."""
+    threads = torch.get_num_threads()
+    try:
+        importlib.import_module("ffcv")
+        from apart_fast.loaders import ffcv_backend
+    except (ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "ffcv":
+            message = "ffcv is not installed: pip install apart_fast[ffcv], or choose another loader"
+        else:
+            message = f"ffcv cannot be loaded ({error}): install it again, or choose another loader"
+        raise UserError(message) from error
+    finally:
+        torch.set_num_threads(threads)
+    return ffcv_backend
+
+
+def _provide(path: Path, write) -> None:
+    """Have `write` make the file at `path` unless it is there, and verify it if it is.
+
+    Size and checksum are kept in `path` + ".json"; a file without them was not finished and is written again.
+    """
+    note = path.with_name(path.name + ".json")
+    if path.exists() and note.exists():
+        try:
+            expected = json.loads(note.read_text())
+        except ValueError:
+            expected = None
+        if expected != _describe(path):
+            raise UserError(f"{path} is damaged: delete it and run again")
+        return
+    with atomic_path(path) as temporary:
+        write(temporary)
+        description = _describe(temporary)
+    atomic_write(note, json.dumps(description) + "\n")
+
+
+def _describe(path: Path) -> dict[str, int | str]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+    return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
+
+
+def _copy(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A tensor of its own on `device`: FFCV overwrites its buffers a few batches later."""
+    if device.type == "cuda":
+        return to_device(torch.from_numpy(array), device)
+    return torch.from_numpy(array.copy())  # torch's threads would copy too, then spin beside FFCV's
