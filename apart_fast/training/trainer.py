@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from apart_fast.device import has_bfloat16, keep_freed_memory, pick_device
-from apart_fast.errors import UserError
+from apart_fast.errors import Stopped, UserError
 from apart_fast.evaluation.judge import evaluate
 from apart_fast.loaders import Batch, Dataset, Split, fingerprint, load_dataset, make_loader, subset, take_validation
 from apart_fast.measure import profiling
@@ -38,14 +38,6 @@ from apart_fast.units import parse_eps
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class Stopped(Exception):
-    """A signal ended the run after a checkpoint was written; `code` is the exit code the shell expects."""
-
-    def __init__(self, signum: int, folder: Path):
-        self.code = 128 + signum
-        super().__init__(f"stopped by {signal.Signals(signum).name}; go on with --resume {folder}")
 
 
 def wants_graph(config: TrainConfig, device: torch.device) -> bool:
