@@ -7,12 +7,10 @@ and FGSM perturbations made with the collapsed network move a PGD-10-trained one
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -25,7 +23,8 @@ from apart_fast.analysis import output
 from apart_fast.analysis.cache import ResultCache, result_key
 from apart_fast.analysis.directions import fgsm_delta, noise_delta
 from apart_fast.analysis.groups import group_colours, group_runs
-from apart_fast.analysis.series import Common, Series, judged_data, load_network, open_series
+from apart_fast.analysis.series import Series, judged_data, load_network, open_series
+from apart_fast.analysis.settings import CollapseConfig
 from apart_fast.device import pick_device
 from apart_fast.errors import UserError
 from apart_fast.evaluation import attacks
@@ -37,29 +36,6 @@ from apart_fast.units import parse_eps
 DRAWS = 5  # of the random noise
 LOST = 1 / 3  # a collapse: accuracy under this share of the best so far
 PUBLISHED = Path(__file__).parent / "published.json"
-
-
-@dataclass(kw_only=True)
-class CollapseConfig(Common):
-    """Robustness drop and transfer: PGD-20 accuracy over the epochs, and what one-step perturbations of each epoch's
-    network do to a reference network, beside random noise of the same size.
-
-    Transfer is always measured with FGSM, one step of eps from the test image, whatever the run was trained with: the
-    remembered starts of FGSM+ and APART exist for training images only. Finished checkpoints are kept in
-    collapse-cache.json in the output folder, so a stopped analysis goes on where it was.
-    """
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of finished runs with kept weights, such as fgsm, fgsm+ and apart; several seeds of each are averaged."""
-    reference: Path
-    """Folder of a finished pgd-10 run: its last kept weights, or best.pt if it kept none, face the perturbations."""
-    every: int = 1
-    """Judge only every so many kept epochs; the last one is always among them."""
-
-    def check(self) -> None:
-        super().check()
-        if self.every < 1:
-            raise UserError(f"--every {self.every} is too small: give at least 1")
 
 
 # ---- numbers

@@ -2,13 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from statistics import fmean
 
 import torch
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,7 +14,8 @@ from tqdm import tqdm
 from apart_fast.analysis import output
 from apart_fast.analysis.cache import ResultCache, result_key
 from apart_fast.analysis.groups import group_colours, group_runs
-from apart_fast.analysis.series import Common, Series, judged_data, open_series
+from apart_fast.analysis.series import Series, judged_data, open_series
+from apart_fast.analysis.settings import CurvesConfig
 from apart_fast.device import pick_device
 from apart_fast.errors import UserError
 from apart_fast.evaluation.judge import evaluate
@@ -32,21 +30,6 @@ _RECORDED = {
 }
 _PUBLISHED = {"APART": "apart", "PGD10": "pgd-10"}  # name in published.json -> method
 _FAINT = 0.45
-
-
-@dataclass(kw_only=True)
-class CurvesConfig(Common):
-    """Robust accuracy over the epochs of finished runs: best, last and drop, with the spread over seeds.
-
-    Without --judge nothing but the folders of the runs is read.
-    """
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of finished runs; those that differ in the seed only are drawn as one curve."""
-    judge: bool = False
-    """Judge every kept checkpoint on test images (clean and PGD-20) instead of reading what the run recorded."""
-    published: bool = False
-    """Draw the published curves of APART and PGD-10 (full size, 200 epochs) behind those of the runs."""
 
 
 # ---- numbers

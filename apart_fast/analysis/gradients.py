@@ -7,14 +7,11 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -29,7 +26,8 @@ from apart_fast.analysis import output
 from apart_fast.analysis.cache import ResultCache, result_key
 from apart_fast.analysis.directions import fgsm_delta, input_gradient, pgd_delta
 from apart_fast.analysis.groups import group_colours, group_runs
-from apart_fast.analysis.series import Common, Series, judged_data, open_series
+from apart_fast.analysis.series import Series, judged_data, open_series
+from apart_fast.analysis.settings import GradientsConfig
 from apart_fast.device import pick_device
 from apart_fast.errors import UserError
 from apart_fast.evaluation.attacks import predict
@@ -43,24 +41,6 @@ from apart_fast.units import parse_eps
 
 PGD_STEPS = 20
 _MEASURES = ("fgsm_pgd_cosine", "gradient_alignment", "fgsm_gain", "pgd_gain", "input_gradient")
-
-
-@dataclass(kw_only=True)
-class GradientsConfig(Common):
-    """What the perturbation generator receives over training: norms, alignment and worth of the gradients."""
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of finished runs that kept their weights (--keep-weights)."""
-    images: int = 256
-    """Number of test images (a fixed subset)."""
-    every: int = 1
-    """Measure every so many of the kept epochs; the last one is always among them."""
-
-    def check(self) -> None:
-        """See `Common.check`."""
-        super().check()
-        if self.every < 1:
-            raise UserError(f"--every {self.every} is too small: give at least 1")
 
 
 # ---- one network

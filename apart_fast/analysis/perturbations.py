@@ -7,10 +7,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import torch
-import tyro
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -18,44 +16,14 @@ from tqdm import tqdm
 from apart_fast.analysis import output
 from apart_fast.analysis.collapse import open_reference
 from apart_fast.analysis.directions import fgsm_delta, input_gradient, noise_delta, pgd_delta
-from apart_fast.analysis.series import Common, Series, judged_data, load_network, open_series
+from apart_fast.analysis.series import Series, judged_data, load_network, open_series
+from apart_fast.analysis.settings import PerturbationsConfig
 from apart_fast.device import pick_device
 from apart_fast.errors import UserError
 from apart_fast.evaluation.judge import Z_95, reproducible
 from apart_fast.loaders import Split
 from apart_fast.step.methods import get_method
 from apart_fast.units import parse_eps
-
-
-@dataclass(kw_only=True)
-class PerturbationsConfig(Common):
-    """The same images with FGSM perturbations of networks before and after collapse, side by side, and for each
-    network, over all the test images (means with 95 % intervals):
-
-    at_bound: share of pixel values moved by eps (at least 0.999 of it); the rest was clipped or has gradient zero.
-    zero: share of pixel values that are not moved at all.
-    like_pgd: correlation of the FGSM perturbation with the network's own PGD-20 perturbation.
-    like_reference: correlation of it with the PGD-20 perturbation of the reference network.
-    across, down: correlation of its signs at neighbouring pixels; near 1 for flat areas, 0 for noise, -1 for stripes.
-    follows_edges: correlation, over the pixels, of the gradient's size with the image's edges (finite differences).
-    """
-
-    run: tyro.conf.Positional[Path]
-    """Folder of a finished run with kept weights."""
-    epochs: tuple[int, ...] = ()
-    """Kept epochs to compare. None given: the last one before the collapse and the last one of all; where there was no
-    collapse, the middle and the last one."""
-    reference: Path | None = None
-    """Folder of a finished pgd-10 run to compare with: its last kept weights, or best.pt if it kept none."""
-    shown: int = 8
-    """Images in the picture."""
-
-    def check(self) -> None:
-        super().check()
-        if self.shown < 1:
-            raise UserError(f"--shown {self.shown} is too small: give at least 1")
-        if parse_eps(self.eps) == 0:
-            raise UserError("--eps 0 leaves no perturbation to look at: give more than 0")
 
 
 @dataclass(frozen=True)

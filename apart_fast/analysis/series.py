@@ -7,50 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from apart_fast.device import pick_device
+from apart_fast.analysis.settings import Common
 from apart_fast.errors import UserError
 from apart_fast.loaders import Dataset, Split, load_dataset, subset
 from apart_fast.models import build_model
 from apart_fast.runs import checkpoint
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
-from apart_fast.units import parse_eps
-
-
-@dataclass
-class Common:
-    """What every analysis takes."""
-
-    images: int = 1000
-    """Number of test images (a fixed subset)."""
-    eps: str = "8/255"
-    """Radius of the L-inf ball of the attacks, a fraction of the pixel range; PGD's step is a quarter of it."""
-    batch_size: int = 256
-    """Images that go through a model at a time."""
-    seed: int = 0
-    """Of random starts and noise."""
-    data_dir: Path = Path("data")
-    """Where the data lies, or is downloaded to."""
-    download: bool = True
-    """Download a missing data set."""
-    device: str | None = None
-    """cuda, cuda:1, cpu, ... None: a GPU if there is one."""
-    progress: bool = True
-    """Show progress bars (never shown where the output is not a terminal)."""
-    out: Path = Path("runs/analysis")
-    """Folder for pictures (PNG and SVG) and numbers (JSON)."""
-
-    def check(self) -> None:
-        """Refuse values that make no sense.
-
-        Raises:
-            UserError: one line with the flag and the values it takes.
-        """
-        for name in ("images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small: give at least 1")
-        parse_eps(self.eps)
-        pick_device(self.device)
 
 
 @dataclass(frozen=True)

@@ -1,45 +1,10 @@
-"""A run, or several side by side, as one HTML file that needs nothing else: `apart-fast report`."""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-import tyro
-
-from apart_fast.errors import UserError
-from apart_fast.files import atomic_write
-from apart_fast.report.page import render
-from apart_fast.report.reading import read_runs
+"""A run, or several side by side, as one HTML file, and the pictures of a run."""
 
 
-@dataclass
-class ReportConfig:
-    """Write a run, or several side by side, as one HTML page that can be sent to anyone."""
+def __getattr__(name: str):
+    """For callers that are about to import from `settings` and `write` themselves."""
+    if name in ("ReportConfig", "run", "write_report"):
+        from apart_fast.report import write
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of finished runs."""
-    out: Path | None = None
-    """HTML file. None: report.html in the folder of the run; several runs need it."""
-
-
-def write_report(folders: Sequence[Path], out: Path) -> Path:
-    """Write the page of the runs in `folders` to `out`, replacing it; returns `out`.
-
-    Raises:
-        UserError: no runs, not a run, unfinished or damaged, or `out` cannot be written.
-    """
-    # a folder's name may hold bytes that are no text
-    atomic_write(out, render(read_runs(folders)).encode(errors="replace"))
-    return out
-
-
-def run(config: ReportConfig) -> None:
-    """`apart-fast report`.
-
-    Raises:
-        UserError: see `write_report`, or several runs without `out`.
-    """
-    if config.out is None and len(config.runs) > 1:
-        raise UserError("a report of several runs belongs to none of them: say where it goes, --out report.html")
-    out = config.out or Path(*config.runs[:1]) / "report.html"
-    print(f"report: {write_report(config.runs, out)}")
+        return getattr(write, name)
+    raise AttributeError(name)

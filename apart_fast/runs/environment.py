@@ -7,21 +7,16 @@ import sys
 import time
 from pathlib import Path
 
-import torch
+PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def environment() -> dict:
     """What a reader needs to judge a figure: versions, device, cores, command, commit."""
     import numpy
+    import torch  # here: a run folder is read without it
     import torchvision
 
     cuda = torch.cuda.is_available()
-    root = Path(__file__).resolve().parent.parent
-    try:
-        words = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-        commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or None
-    except OSError:  # no git
-        commit = None
     return {
         "command": _command(),
         "python": platform.python_version(),
@@ -32,9 +27,32 @@ def environment() -> dict:
         "cuda": torch.version.cuda if cuda else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "commit": commit,
+        "commit": commit_of(PACKAGE),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def commit_of(package: Path) -> str | None:
+    """The commit (`git describe --always --dirty`) of the checkout whose top folder holds `package`, tracked.
+
+    None elsewhere: an installed package may lie in a repository, but what that one is at says nothing of the package.
+    """
+    root = package.resolve().parent
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root:
+        return None
+    if _git(root, "ls-files", "--error-unmatch", "--", f"{package.name}/__init__.py") is None:
+        return None
+    return _git(root, "describe", "--always", "--dirty")
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git prints there; None if it fails, prints nothing, or is not installed."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return (done.stdout.strip() or None) if done.returncode == 0 else None
 
 
 def _command() -> str:
