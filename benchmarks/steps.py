@@ -5,23 +5,27 @@ pass 2: forward, backward to the data and to the weights) of the same network in
 already there: no augmentation, perturbation, signs, memory, step sizes or loader.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import cycle
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 
-from apart_fast import Apart, build_model
+from apart_fast import Apart, build_model, graphs
 from apart_fast.device import has_bfloat16
 from apart_fast.loaders import Batch
 from apart_fast.measure.interleave import Timings, interleave
+from apart_fast.models.modes import frozen
 from apart_fast.models.stem import keep_stem_precise
 from apart_fast.step.optimizer import SGD
 from apart_fast.training.graph import GraphedStep
 from benchmarks.baselines import Released
 
 H, W, C, PADDING, EPS, CLASSES = 32, 32, 3, 4, 0.031, 10
+
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -135,12 +139,9 @@ class Floor:
 
     def pass1(self) -> torch.Tensor:
         """Forward, and backward to the data; returns the input gradient."""
-        for p in self.parameters:
-            p.requires_grad_(False)
         x = self.pixels.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(self._loss(x), x)
-        for p in self.parameters:
-            p.requires_grad_(True)
+        with frozen(self.model):
+            (gradient,) = torch.autograd.grad(self._loss(x), x)
         return gradient
 
     def pass2(self, train: bool = False) -> None:
@@ -162,31 +163,25 @@ class Floor:
         return F.cross_entropy(logits.float(), self.labels)
 
 
-def _over(step: Callable, batches) -> Callable[[], None]:
+def _over(step: Callable[[B], object], batches: Iterable[B]) -> Callable[[], object]:
     turn = cycle(batches)
     return lambda: step(next(turn))
 
 
 def graphed(function: Callable[[], object]) -> Callable[[], None]:
     """`function`, which has no inputs, as a CUDA graph to replay."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        function()
-    graph.replay()  # capturing computed nothing, and what is captured next may need the gradients of this
-    return graph.replay
+    replay, _ = graphs.capture(function)
+    replay()  # capturing computed nothing, and what is captured next may need the gradients of this
+    return replay
 
 
 def prepared(runs: dict[str, Callable[[], object]], device: str) -> dict[str, Callable[[], object]]:
+    """`runs` as they are timed: on a GPU as CUDA graphs."""
     return {name: graphed(run) if device == "cuda" else run for name, run in runs.items()}
 
 
 def _warm_up(setting: Setting) -> int:
+    """Rounds before the timed ones."""
     return 5 if setting.device == "cuda" else 1  # a graph needs a few eager steps and its capture first
 
 

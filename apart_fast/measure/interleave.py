@@ -4,11 +4,12 @@ is the median over the rounds of the ratio within a round, with its quartiles.
 
 import gc
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from apart_fast.measure.clocks import clock_of, time_calls
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,12 @@ def spread(values: list[float]) -> Spread:
 
 
 def interleave(
-    runs: dict[str, Callable[[], object]], *, rounds: int, warm_up: int = 1, calls: int = 1, device: str = "cpu"
+    runs: dict[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warm_up: int = 1,
+    calls: int = 1,
+    device: torch.device | str = "cpu",
 ) -> Timings:
     """Time each of `runs` once a round, in turn: A B C, C B A, A B C, ...
 
@@ -66,7 +72,7 @@ def interleave(
         calls: calls in a row for one measurement, of which the mean counts (for what takes microseconds).
         device: cpu, or cuda: timed with events on the device.
     """
-    clock = _time_cuda if torch.device(device).type == "cuda" else _time_cpu
+    clock = clock_of(device)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs.items())
     collecting = gc.isenabled()
@@ -75,28 +81,10 @@ def interleave(
             gc.collect()
             gc.disable()
             for name, run in order if i % 2 == 0 else reversed(order):
-                elapsed = clock(run, calls)
+                elapsed = time_calls(run, clock, calls)
                 if i >= warm_up:
                     seconds[name].append(elapsed)
             gc.enable()
     finally:
         (gc.enable if collecting else gc.disable)()
     return Timings(seconds)
-
-
-def _time_cpu(run: Callable[[], object], calls: int) -> float:
-    began = time.perf_counter()
-    for _ in range(calls):
-        run()
-    return (time.perf_counter() - began) / calls
-
-
-def _time_cuda(run: Callable[[], object], calls: int) -> float:
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    began.record()
-    for _ in range(calls):
-        run()
-    ended.record()
-    torch.cuda.synchronize()
-    return began.elapsed_time(ended) / 1000 / calls
