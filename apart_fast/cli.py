@@ -1,127 +1,83 @@
-"""The command line: `apart-fast train | evaluate | analyze | report | demo`, and `python train.py`."""
+"""The command line: `apart-fast train | evaluate | analyze | report | demo`, and `python train.py`.
+
+A command is imported after its words have been read: `--help`, a wrong flag and a wrong path do not wait for torch.
+"""
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Union
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple, Union
 
-import torch
 import tyro
 
-from apart_fast import evaluate as judge
-from apart_fast import report
-from apart_fast.analysis import collapse, curves, gradients, perturbations
-from apart_fast.demo import DemoConfig
-from apart_fast.demo import run as demo
-from apart_fast.device import keep_freed_memory, pick_device
-from apart_fast.errors import UserError
-from apart_fast.evaluation.judge import describe
-from apart_fast.files import NO_ROOM, atomic_write, check_writable, to_json
-from apart_fast.loaders import load_dataset, subset
-from apart_fast.models import build_model
-from apart_fast.runs import checkpoint
-from apart_fast.runs.config import TrainConfig
-from apart_fast.runs.environment import environment
+from apart_fast.analysis.settings import CollapseConfig, CurvesConfig, GradientsConfig, PerturbationsConfig
+from apart_fast.errors import Stopped, UserError
+from apart_fast.files import NO_ROOM
+from apart_fast.report.settings import ReportConfig
+from apart_fast.runs.begin import begin, find_checkpoint, find_finished
+from apart_fast.runs.config import DemoConfig, EvaluateConfig, TrainConfig
 from apart_fast.runs.recipes import RECIPES
-from apart_fast.training import trainer
-from apart_fast.training.trainer import Stopped
-from apart_fast.units import parse_eps
 
 
-@dataclass
-class EvaluateConfig:
-    """Judge a checkpoint: accuracy on clean and attacked test images, with confidence intervals."""
+class Command(NamedTuple):
+    """A command.
 
-    checkpoint: tyro.conf.Positional[Path]
-    """A best.pt or last.pt of a run."""
-    dataset: str | None = None
-    """Data set to judge on. None: the one it was trained on."""
-    data_dir: Path = Path("data")
-    """Where the data lies, or is downloaded to."""
-    download: bool = True
-    """Download a missing data set."""
-    images: int | None = None
-    """Judge on a fixed subset of so many test images. None: all of them."""
-    attacks: tuple[str, ...] = ("clean", "pgd-20")
-    """Any of clean, fgsm, pgd-K, autoattack (needs the extra `autoattack`)."""
-    eps: str = "8/255"
-    """Radius of the L-inf ball, a fraction of the pixel range; the step is a quarter of it."""
-    restarts: int = 1
-    """Random starts of PGD."""
-    batch_size: int = 256
-    """Images attacked at a time."""
-    average: bool = True
-    """Judge the averaged weights where the checkpoint has them."""
-    amp: bool = False
-    """Search with fgsm and pgd in bfloat16 (quicker; what holds is still decided in float32)."""
-    seed: int = 0
-    """Of the random starts."""
-    device: str | None = None
-    """cuda, cuda:1, cpu, ... None: a GPU if there is one."""
-    out: Path | None = None
-    """JSON file for the report. None: evaluation.json beside the checkpoint."""
-    progress: bool = True
-    """Show a progress bar (never shown where the output is not a terminal)."""
+    Attributes:
+        settings: class of its settings; flags, defaults and help come from the fields.
+        run: "module:function", called with the settings.
+        look: called with them before `run` is imported; refuses what can be refused without torch.
+    """
+
+    settings: type
+    run: str
+    look: Callable[[Any], object] = lambda config: None
+
+    def __call__(self, config: object) -> None:
+        """Look, import, run.
+
+        Raises:
+            UserError, Stopped: as the command does.
+        """
+        self.look(config)
+        module, _, function = self.run.partition(":")
+        getattr(import_module(module), function)(config)
 
 
-def train(config: TrainConfig) -> None:
-    summary, folder = trainer.train(config)
-    for name, judged in summary.get("test", {}).items():
-        print(f"test, {name} weights: {describe(judged)}")
-    print(f"run folder: {folder}")
+class Group(NamedTuple):
+    """Commands under one name."""
+
+    description: str
+    commands: dict[str, Command]
 
 
-def evaluate(config: EvaluateConfig) -> None:
-    if config.images is not None and config.images < 1:
-        raise UserError(f"--images {config.images} is too small: give at least 1")
-    eps, device = parse_eps(config.eps), pick_device(config.device)
-    out = config.out or config.checkpoint.parent / "evaluation.json"
-    state = checkpoint.load(config.checkpoint)
-    name = config.dataset or state["dataset"]
-    data = load_dataset(name, config.data_dir, download=config.download, progress=config.progress)
-    checkpoint.check_data(state["description"], data, name, config.checkpoint)
-    check_writable(out)
-    if device.type == "cpu":
-        keep_freed_memory()
-    model = build_model(**state["description"]).to(device, memory_format=torch.channels_last)
-    weights = (config.average and state.get("average")) or state["model"]
-    checkpoint.load_model(model, weights, config.checkpoint)
-    test = subset(data.test, config.images) if config.images else data.test
-    report = judge(
-        model,
-        test.images,
-        test.labels,
-        eps=eps,
-        attacks=config.attacks,
-        restarts=config.restarts,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        device=device,
-        amp=torch.bfloat16 if config.amp else None,
-        progress=config.progress,
-    )
-    print(f"{config.checkpoint}: {describe(asdict(report))}")
-    atomic_write(
-        out, to_json({"checkpoint": config.checkpoint, "dataset": name, **asdict(report), "environment": environment()})
-    )
-    print(f"report: {out}")
+def _look_at_checkpoint(config: EvaluateConfig) -> None:
+    config.check()
+    find_checkpoint(config.checkpoint)
 
 
-# name -> (settings, what runs with them), or a group of them: (help, such a table)
-ANALYSES: dict[str, tuple] = {
-    "collapse": (collapse.CollapseConfig, collapse.run),
-    "perturbations": (perturbations.PerturbationsConfig, perturbations.run),
-    "curves": (curves.CurvesConfig, curves.run),
-    "gradients": (gradients.GradientsConfig, gradients.run),
+def _look_at_runs(config: CurvesConfig | GradientsConfig | ReportConfig) -> None:
+    find_finished(config.runs)
+
+
+def _look_at_comparison(config: CollapseConfig | PerturbationsConfig) -> None:
+    runs = config.runs if isinstance(config, CollapseConfig) else (config.run,)
+    find_finished([*runs, *([] if config.reference is None else [config.reference])])
+
+
+TRAIN = Command(TrainConfig, "apart_fast.runs.commands:train", begin)
+ANALYSES = {
+    "collapse": Command(CollapseConfig, "apart_fast.analysis.collapse:run", _look_at_comparison),
+    "perturbations": Command(PerturbationsConfig, "apart_fast.analysis.perturbations:run", _look_at_comparison),
+    "curves": Command(CurvesConfig, "apart_fast.analysis.curves:run", _look_at_runs),
+    "gradients": Command(GradientsConfig, "apart_fast.analysis.gradients:run", _look_at_runs),
 }
-COMMANDS: dict[str, tuple] = {
-    "train": (TrainConfig, train),
-    "evaluate": (EvaluateConfig, evaluate),
-    "analyze": ("What happened in finished runs: pictures (PNG, SVG) and numbers (JSON).", ANALYSES),
-    "report": (report.ReportConfig, report.run),
-    "demo": (DemoConfig, demo),
+COMMANDS: dict[str, Command | Group] = {
+    "train": TRAIN,
+    "evaluate": Command(EvaluateConfig, "apart_fast.runs.commands:evaluate", _look_at_checkpoint),
+    "analyze": Group("What happened in finished runs: pictures (PNG, SVG) and numbers (JSON).", ANALYSES),
+    "report": Command(ReportConfig, "apart_fast.report.write:run", _look_at_runs),
+    "demo": Command(DemoConfig, "apart_fast.demo:run"),
 }
 
 
@@ -142,7 +98,10 @@ def guarded(command: Callable[[], None]) -> int:
             raise
         print(f"error: no space left ({error}): free some space or choose another --out", file=sys.stderr)
         return 2
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")  # where it is not imported, nothing was allocated
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
         print(f"error: out of GPU memory ({str(error).splitlines()[0]}): lower the batch size", file=sys.stderr)
         return 2
     return 0
@@ -151,15 +110,15 @@ def guarded(command: Callable[[], None]) -> int:
 def train_command(args: list[str] | None = None) -> None:
     """`python train.py`."""
     config = tyro.cli(TrainConfig, args=args, default=_train_defaults(args), prog="train.py" if args is None else None)
-    sys.exit(guarded(lambda: train(config)))
+    sys.exit(guarded(lambda: TRAIN(config)))
 
 
 def main(args: list[str] | None = None) -> None:
     """`apart-fast`."""
     kinds = _union(COMMANDS, _train_defaults(args))
     config = tyro.cli(kinds, args=args, prog="apart-fast", description="Fast adversarial training.")
-    run = next(run for kind, run in _leaves(COMMANDS) if isinstance(config, kind))
-    sys.exit(guarded(lambda: run(config)))
+    command = next(command for command in _leaves(COMMANDS) if isinstance(config, command.settings))
+    sys.exit(guarded(lambda: command(config)))
 
 
 def _train_defaults(args: list[str] | None) -> TrainConfig:
@@ -173,25 +132,26 @@ def _train_defaults(args: list[str] | None) -> TrainConfig:
     return TrainConfig.of(recipe) if recipe in RECIPES else TrainConfig()
 
 
-def _union(table: dict[str, tuple], default: TrainConfig):
+def _union(table: Mapping[str, Command | Group], default: TrainConfig) -> Any:
     """The type that tyro makes subcommands of."""
     kinds = []
-    for name, (first, second) in table.items():
-        if isinstance(second, dict):
-            kinds.append(Annotated[_union(second, default), tyro.conf.subcommand(name, description=first)])
-        elif first is TrainConfig:
-            kinds.append(Annotated[first, tyro.conf.subcommand(name, default=default)])
+    for name, entry in table.items():
+        if isinstance(entry, Group):
+            named = tyro.conf.subcommand(name, description=entry.description)
+            kinds.append(Annotated[_union(entry.commands, default), named])
+        elif entry.settings is TrainConfig:
+            kinds.append(Annotated[TrainConfig, tyro.conf.subcommand(name, default=default)])
         else:
-            kinds.append(Annotated[first, tyro.conf.subcommand(name)])
+            kinds.append(Annotated[entry.settings, tyro.conf.subcommand(name)])
     return Union[tuple(kinds)]  # noqa: UP007  (made at run time)
 
 
-def _leaves(table: dict[str, tuple]) -> Iterator[tuple[type, Callable]]:
-    for first, second in table.values():
-        if isinstance(second, dict):
-            yield from _leaves(second)
+def _leaves(table: Mapping[str, Command | Group]) -> Iterator[Command]:
+    for entry in table.values():
+        if isinstance(entry, Group):
+            yield from _leaves(entry.commands)
         else:
-            yield first, second
+            yield entry
 
 
 if __name__ == "__main__":

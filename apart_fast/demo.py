@@ -2,9 +2,8 @@
 
 import importlib.util
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 from apart_fast.device import has_bfloat16, pick_device
 from apart_fast.errors import UserError
@@ -12,7 +11,7 @@ from apart_fast.evaluation.judge import describe
 from apart_fast.files import atomic_write, read_object, to_json
 from apart_fast.loaders import load_dataset
 from apart_fast.report import pictures
-from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.config import DemoConfig, TrainConfig
 from apart_fast.runs.environment import environment
 from apart_fast.runs.folder import RunFolder
 from apart_fast.step.methods import get_method
@@ -20,18 +19,6 @@ from apart_fast.training.trainer import train
 
 METHODS = ("apart", "standard")
 MADE = {*METHODS, "curves.png", "demo.json"}  # all that a demo leaves in its folder
-
-
-@dataclass
-class DemoConfig:
-    """The main job at a small size: APART on Fashion-MNIST beside ordinary training, minutes on a CPU."""
-
-    data_dir: Path = Path("data")
-    """Where the data lies, or is downloaded to (Debian's dataset-fashion-mnist is found by itself)."""
-    out: Path = Path("runs/demo")
-    """Folder for the runs and pictures; a demo that lies there is replaced."""
-    loader: Literal["ffcv", "resident", "dataloader"] = "ffcv"
-    """Where batches come from; ffcv where it is not installed: resident."""
 
 
 def _is_demo(folder: Path) -> bool:

@@ -1,11 +1,20 @@
-"""Every setting of a training run; each field is a flag of `python train.py` (docstrings are its help)."""
+"""Settings of `train.py`, `apart-fast evaluate` and the demo; each field is a flag (docstrings are its help)."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+import tyro
 
 from apart_fast.errors import UserError
 from apart_fast.runs.recipes import RECIPES
+from apart_fast.units import parse_eps
+
+if TYPE_CHECKING:
+    RecipeName = LoaderName = str
+else:  # the flags take the names of the tables
+    RecipeName = Literal[*RECIPES]
+    LoaderName = Literal["resident", "ffcv", "dataloader"]
 
 MOVABLE = ("data_dir", "download", "device", "workers", "progress")  # what a resumed run may set anew
 
@@ -17,7 +26,7 @@ class TrainConfig:
     The defaults are the released hyper-parameters of APART on CIFAR-10: PreActResNet-18, batch 128, 30 epochs.
     """
 
-    recipe: Literal["paper", "long", "strong", "small", "demo"] = "paper"
+    recipe: RecipeName = "paper"
     """Preset that the other flags start from (apart_fast/runs/recipes.py); paper: the released settings."""
 
     # ---- data
@@ -41,7 +50,7 @@ class TrainConfig:
     # ---- loading
     ffcv: bool = False
     """Load with FFCV; the same as --loader ffcv."""
-    loader: Literal["resident", "ffcv", "dataloader"] | None = None
+    loader: LoaderName | None = None
     """Where batches come from. None: resident (all images on the device as uint8)."""
     workers: int | None = None
     """Workers of the ffcv and dataloader loaders. None: one for each core (ffcv), or none (dataloader)."""
@@ -184,3 +193,61 @@ class TrainConfig:
     def loader_kind(self) -> str:
         """Key of `apart_fast.loaders.LOADERS`."""
         return "ffcv" if self.ffcv else self.loader or "resident"
+
+
+@dataclass
+class EvaluateConfig:
+    """Judge a checkpoint: accuracy on clean and attacked test images, with confidence intervals."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A best.pt or last.pt of a run."""
+    dataset: str | None = None
+    """Data set to judge on. None: the one it was trained on."""
+    data_dir: Path = Path("data")
+    """Where the data lies, or is downloaded to."""
+    download: bool = True
+    """Download a missing data set."""
+    images: int | None = None
+    """Judge on a fixed subset of so many test images. None: all of them."""
+    attacks: tuple[str, ...] = ("clean", "pgd-20")
+    """Any of clean, fgsm, pgd-K, autoattack (needs the extra `autoattack`)."""
+    eps: str = "8/255"
+    """Radius of the L-inf ball, a fraction of the pixel range; the step is a quarter of it."""
+    restarts: int = 1
+    """Random starts of PGD."""
+    batch_size: int = 256
+    """Images attacked at a time."""
+    average: bool = True
+    """Judge the averaged weights where the checkpoint has them."""
+    amp: bool = False
+    """Search with fgsm and pgd in bfloat16 (quicker; what holds is still decided in float32)."""
+    seed: int = 0
+    """Of the random starts."""
+    device: str | None = None
+    """cuda, cuda:1, cpu, ... None: a GPU if there is one."""
+    out: Path | None = None
+    """JSON file for the report. None: evaluation.json beside the checkpoint."""
+    progress: bool = True
+    """Show a progress bar (never shown where the output is not a terminal)."""
+
+    def check(self) -> None:
+        """Refuse values that make no sense.
+
+        Raises:
+            UserError: one line with the flag and the values it takes.
+        """
+        if self.images is not None and self.images < 1:
+            raise UserError(f"--images {self.images} is too small: give at least 1")
+        parse_eps(self.eps)
+
+
+@dataclass
+class DemoConfig:
+    """The main job at a small size: APART on Fashion-MNIST beside ordinary training, minutes on a CPU."""
+
+    data_dir: Path = Path("data")
+    """Where the data lies, or is downloaded to (Debian's dataset-fashion-mnist is found by itself)."""
+    out: Path = Path("runs/demo")
+    """Folder for the runs and pictures; a demo that lies there is replaced."""
+    loader: LoaderName = "ffcv"
+    """Where batches come from; ffcv where it is not installed: resident."""

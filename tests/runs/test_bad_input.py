@@ -280,7 +280,7 @@ def test_two_runs_that_begin_together_do_not_share_a_folder(settings, tmp_path):
 
 def test_nothing_is_judged_for_a_report_that_cannot_be_written(capsys, settings, trained, tmp_path, monkeypatch):
     words = ["evaluate", trained / "last.pt", "--data-dir", settings[settings.index("--data-dir") + 1], "--images", "4"]
-    monkeypatch.setattr("apart_fast.cli.judge", lambda *_, **__: pytest.fail("judged in vain"))
+    monkeypatch.setattr("apart_fast.runs.commands.judge", lambda *_, **__: pytest.fail("judged in vain"))
     assert "it is a folder" in refuse(capsys, *words, "--out", tmp_path)
     (tmp_path / "file").write_text("")
     assert "cannot write" in refuse(capsys, *words, "--out", tmp_path / "file" / "report.json")

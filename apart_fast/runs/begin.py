@@ -1,0 +1,56 @@
+"""What a command refuses before torch is imported: values that make no sense, runs and checkpoints that are not there.
+
+What needs torch, a device or data is checked where the work begins, with the same words.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from apart_fast.errors import UserError
+from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.folder import RunFolder
+from apart_fast.step.methods import get_method
+from apart_fast.units import parse_eps
+
+
+def begin(config: TrainConfig) -> tuple[RunFolder, TrainConfig]:
+    """Where a training run is recorded, and its settings: those given, or those of the run it goes on with.
+
+    Nothing is written yet (see `RunFolder.create`).
+
+    Raises:
+        UserError: a value that makes no sense, a folder that already holds a run, or none to go on with.
+    """
+    config.check()
+    if config.resume is None:
+        folder = RunFolder.choose(config)
+    else:
+        folder, saved = RunFolder.open(config.resume)
+        config = config.resumed(saved)
+    parse_eps(config.eps)
+    parse_eps(config.eval_eps)
+    get_method(config.method)
+    return folder, config
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The file of a checkpoint, unread.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: name a .pt file that a run has written")
+    return path
+
+
+def find_finished(paths: Sequence[Path]) -> list[RunFolder]:
+    """Folders of finished runs.
+
+    Raises:
+        UserError: not a run, not finished, or damaged.
+    """
+    folders = [RunFolder.open(path)[0] for path in paths]
+    for folder in folders:
+        folder.summary()  # refuses an unfinished run
+    return folders

@@ -1,0 +1,70 @@
+"""`apart-fast train` and `apart-fast evaluate`: what they do with their settings, and what they print."""
+
+from dataclasses import asdict
+
+import torch
+
+from apart_fast.device import keep_freed_memory, pick_device
+from apart_fast.evaluation.judge import describe
+from apart_fast.evaluation.judge import evaluate as judge
+from apart_fast.files import atomic_write, check_writable, to_json
+from apart_fast.loaders import load_dataset, subset
+from apart_fast.models import build_model
+from apart_fast.runs import checkpoint
+from apart_fast.runs.config import EvaluateConfig, TrainConfig
+from apart_fast.runs.environment import environment
+from apart_fast.training import trainer
+from apart_fast.units import parse_eps
+
+
+def train(config: TrainConfig) -> None:
+    """`apart-fast train`, `python train.py`.
+
+    Raises:
+        UserError, Stopped: see `apart_fast.training.trainer.train`.
+    """
+    summary, folder = trainer.train(config)
+    for name, judged in summary.get("test", {}).items():
+        print(f"test, {name} weights: {describe(judged)}")
+    print(f"run folder: {folder}")
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """`apart-fast evaluate`: judge a checkpoint, print a line and write the report.
+
+    Raises:
+        UserError: settings that make no sense, a missing or damaged checkpoint, missing data or other data than it was
+            trained on, or a report that cannot be written.
+    """
+    config.check()
+    device = pick_device(config.device)
+    out = config.out or config.checkpoint.parent / "evaluation.json"
+    state = checkpoint.load(config.checkpoint)
+    name = config.dataset or state["dataset"]
+    data = load_dataset(name, config.data_dir, download=config.download, progress=config.progress)
+    checkpoint.check_data(state["description"], data, name, config.checkpoint)
+    check_writable(out)
+    if device.type == "cpu":
+        keep_freed_memory()
+    model = build_model(**state["description"]).to(device, memory_format=torch.channels_last)
+    weights = (config.average and state.get("average")) or state["model"]
+    checkpoint.load_model(model, weights, config.checkpoint)
+    test = subset(data.test, config.images) if config.images else data.test
+    report = judge(
+        model,
+        test.images,
+        test.labels,
+        eps=parse_eps(config.eps),
+        attacks=config.attacks,
+        restarts=config.restarts,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=device,
+        amp=torch.bfloat16 if config.amp else None,
+        progress=config.progress,
+    )
+    print(f"{config.checkpoint}: {describe(asdict(report))}")
+    atomic_write(
+        out, to_json({"checkpoint": config.checkpoint, "dataset": name, **asdict(report), "environment": environment()})
+    )
+    print(f"report: {out}")
