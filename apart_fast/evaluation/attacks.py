@@ -1,6 +1,5 @@
-"""Attacks for evaluation: PGD, and AutoAttack through an optional package. Images are NHWC, pixels in [0, 1]."""
+"""Attacks for evaluation: PGD. Images are NHWC, pixels in [0, 1]."""
 
-import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -10,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apart_fast.errors import UserError
+from apart_fast.graphs import capture
 from apart_fast.kernels import projected_step
 from apart_fast.models.channels_last import any_layout
 from apart_fast.models.modes import frozen
 
-_WARM_UP = 3  # calls before a capture
 _GRAPH_FROM = 40  # batches: for fewer a capture (a few batches' time) does not pay
 
 
@@ -37,6 +36,46 @@ def _noise(seeds: Tensor, restart: int, shape: tuple[int, ...], eps: float) -> T
     for row, seed in zip(noise, seeds.tolist(), strict=True):
         row.uniform_(-eps, eps, generator=generator.manual_seed(seed + restart))
     return noise
+
+
+def refuse_training(model: nn.Module) -> None:
+    """Attacks are made on a model that is in eval mode, all of it.
+
+    Raises:
+        UserError: a module of the model is in training mode.
+    """
+    if any(module.training for module in model.modules()):
+        raise UserError("the model is in training mode: call model.eval() before an attack")
+
+
+def differentiate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of each image's own cross-entropy at the image, like `images` and contiguous, and logits [B, classes].
+
+    Args:
+        model: takes NCHW; nothing of it changes (`frozen` saves what its own gradients would cost).
+        images: float [B, H, W, C] in [0, 1].
+        labels: int64 [B].
+    """
+    leaf = images.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = predict(model, leaf)
+        # a sum: the gradient of an image does not shrink with the batch
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return gradient.contiguous(), logits.detach()
+
+
+def pgd_to_the_end(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, step: float, steps: int) -> Tensor:
+    """The point, like `images`, after `steps` steps from the images, also behind points that fool the model.
+
+    `pgd` is the attack to judge with: it keeps the first point that fools. The arguments are those of `pgd`.
+    """
+    point = images
+    with frozen(model):
+        for _ in range(steps):
+            gradient, _ = differentiate(model, point, labels)
+            point = projected_step(images, point, gradient, step, eps)
+    return point
 
 
 def pgd(
@@ -76,8 +115,7 @@ def pgd(
     Raises:
         UserError: a module of the model is in training mode, or an argument does not fit.
     """
-    if any(module.training for module in model.modules()):
-        raise UserError("the model is in training mode: call model.eval() before an attack")
+    refuse_training(model)
     if not images.is_floating_point() or images.dim() != 4:
         raise UserError(f"pgd needs float images [B, H, W, C], got {images.dtype} with shape {list(images.shape)}")
     if not (eps >= 0 and step >= 0):
@@ -183,14 +221,9 @@ class _Step:
         self._model, self._step, self._eps = model, step, eps
 
     def __call__(self, x: Tensor, xk: Tensor, labels: Tensor, fooled: Tensor) -> Tensor:
-        xk = xk.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = predict(self._model, xk)
-            # a sum: the gradient of an image does not shrink with the batch
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, xk)
-        fooled.copy_(~is_correct(logits.detach(), labels))
-        moved = projected_step(x, xk.detach(), gradient.contiguous(), self._step, self._eps)
+        gradient, logits = differentiate(self._model, xk, labels)
+        fooled.copy_(~is_correct(logits, labels))
+        moved = projected_step(x, xk.detach(), gradient, self._step, self._eps)
         return torch.where(fooled[:, None, None, None], xk.detach(), moved)
 
 
@@ -211,35 +244,20 @@ class _GraphedStep:
         x, labels = images.new_zeros(size, *images.shape[1:]), images.new_zeros(size, dtype=torch.int64)
         # a smaller batch leaves old rows behind it: in eval mode no image sees another one
         self._buffers = (x, x.clone(), labels, labels.bool())
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._moved: Tensor | None = None
+        self._replay: Callable[[], None] | None = None
         try:
-            self._capture()
+            self._replay, self._moved = capture(lambda: step(*self._buffers), stream=_capture_stream(images.device))
         except RuntimeError as error:
-            self._graph = None
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"the attack runs without a CUDA graph, and slower: {reason}", stacklevel=4)
 
-    def _capture(self) -> None:
-        stream = _capture_stream(self._buffers[0].device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries initialise and Triton compiles outside the capture
-            for _ in range(_WARM_UP):
-                self._step(*self._buffers)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: a loader's pinning thread may call CUDA meanwhile
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            self._moved = self._step(*self._buffers)
-        self._graph = graph
-
     def __call__(self, x: Tensor, xk: Tensor, labels: Tensor, fooled: Tensor) -> Tensor:
-        if self._graph is None:
+        if self._replay is None:
             return self._step(x, xk, labels, fooled)
         n = len(labels)
         for buffer, value in zip(self._buffers, (x, xk, labels), strict=False):
             buffer[:n].copy_(value)
-        self._graph.replay()
+        self._replay()
         fooled.copy_(self._buffers[3][:n])
         return self._moved[:n]  # read before the next replay
 
@@ -252,58 +270,3 @@ def _make_step(
         return plain
     with torch.cuda.device(images.device):
         return _GraphedStep(plain, images, size)
-
-
-def autoattack(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    eps: float,
-    num_classes: int,
-    batch_size: int,
-    seed: int,
-    device: torch.device,
-) -> Tensor:
-    """AutoAttack, version "standard" (Croce & Hein, arXiv 2003.01690), through the package pyautoattack.
-
-    The targeted attacks have min(9, num_classes - 1) targets. The targeted DLR loss needs 4 classes and the DLR loss
-    3, so with 3 classes `apgd-dlr` stands in for `apgd-t`, and with 2 classes there is neither.
-
-    Args:
-        model: takes NCHW, in eval mode.
-        images: float32 [N, H, W, C] in [0, 1], on any device; batches are moved to `device`.
-        labels: int64 [N], on the device of `images`.
-        eps: radius of the L-inf ball, fraction of the pixel range.
-        num_classes: number of logits.
-        device: where the model is.
-
-    Returns:
-        bool [N]: still classified correctly after all attacks.
-
-    Raises:
-        UserError: pyautoattack is not installed, or the model is in training mode.
-    """
-    try:
-        from pyautoattack import AutoAttack
-    except ImportError as error:
-        raise UserError("AutoAttack needs the package pyautoattack: pip install 'apart_fast[autoattack]'") from error
-    if any(module.training for module in model.modules()):
-        raise UserError("the model is in training mode: call model.eval() before an attack")
-    tracer = sys.gettrace()
-    try:
-        # its FAB calls backward(), which would leave gradients in the parameters; it seeds torch's global generators
-        with frozen(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            attack = AutoAttack(model, eps=eps, device=device, seed=seed, version="standard")
-            targeted = {2: [], 3: ["apgd-dlr"]}.get(num_classes, ["apgd-t"])
-            attack.attacks_to_run = ["apgd-ce", *targeted, "fab-t", "square"]
-            attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, num_classes - 1)
-            # its view() calls need plain NCHW
-            nchw = images.permute(0, 3, 1, 2).contiguous()
-            found, predictions = attack.run_standard_evaluation(nchw, labels, batch_size=batch_size)
-    finally:
-        sys.settrace(tracer)  # its check for dynamic defences switches tracing off
-    # its argmax takes the first class where a logit is NaN
-    batches = zip(found.split(batch_size), labels.split(batch_size), strict=True)
-    right = [correct(model, x.permute(0, 2, 3, 1).to(device), y.to(device), batch_size) for x, y in batches]
-    return (predictions == labels) & torch.cat(right).to(labels.device)

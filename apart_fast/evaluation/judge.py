@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from apart_fast.errors import UserError
 from apart_fast.evaluation import attacks as _attacks
+from apart_fast.evaluation.autoattack import autoattack
 from apart_fast.models.channels_last import any_layout
 from apart_fast.models.folding import fold
 from apart_fast.models.modes import evaluating
@@ -156,7 +157,7 @@ def _pgd(job: _Job, steps: int) -> int:
 
 def _autoattack(job: _Job) -> int:
     # all at once: it refills its batches with the images that are left; always in float32, as published numbers are
-    robust = _attacks.autoattack(
+    robust = autoattack(
         job.model,
         job.images.cpu().float().div(255),
         job.labels.cpu(),
@@ -251,7 +252,7 @@ def evaluate(
     """Accuracy of `model` under each of `attacks`, in the L-inf ball of radius eps.
 
     "pgd-K": K steps of eps / 4 (2/255 at 8/255) from `restarts` random starts; an image counts as fooled if any point
-    on the way fools the model. "fgsm": one step of eps from the image. "autoattack": see `attacks.autoattack`.
+    on the way fools the model. "fgsm": one step of eps from the image. "autoattack": see `autoattack.autoattack`.
     Repeated runs give identical numbers; the noise of an image does not depend on `batch_size`. The model is put in
     eval mode, and back as it was even after an exception.
 

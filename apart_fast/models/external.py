@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from apart_fast.errors import UserError
+from apart_fast.models.modes import evaluating
 from apart_fast.models.normalize import MeanStd, make_normalize
 
 # these two return a tuple of heads in training mode unless told otherwise
@@ -94,16 +95,12 @@ def check_forward(model: nn.Module, name: str, num_classes: int, in_channels: in
     Raises:
         UserError: the model does not take this image size, or does not give [B, num_classes] logits.
     """
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             out = model(torch.full((1, in_channels, *image_size), 0.5))
     except (RuntimeError, AssertionError, ValueError) as error:
         height, width = image_size
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name} cannot take {height}x{width} images with {in_channels} channels: {reason}") from error
-    finally:
-        model.train(training)
     if not isinstance(out, torch.Tensor) or out.shape != (1, num_classes):
         raise UserError(f"{name} does not give one score for each of {num_classes} classes: choose a classifier")

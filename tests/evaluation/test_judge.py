@@ -1,0 +1,263 @@
+"""`evaluate` against a linear model whose worst case in the ball is known in closed form, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from apart_fast.errors import UserError
+from apart_fast.evaluation import attacks
+from apart_fast.evaluation.judge import describe, evaluate, parse_attack, wilson
+from apart_fast.models import build_model
+from tests.evaluation.networks import EPS, Bumpy, Linear, Reshaping, data, worst_case
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+def test_pgd_reaches_exactly_the_worst_case_of_a_linear_model(steps):
+    images, labels = data()
+    robust = worst_case(images, labels, EPS)
+    report = evaluate(
+        Linear(), images, labels, attacks=["clean", f"pgd-{steps}", "fgsm"], batch_size=64, progress=False
+    )
+    clean = report.attacks["clean"]
+    assert 0.8 < clean.accuracy < 1
+    assert 0.1 < robust.double().mean() < clean.accuracy - 0.1
+    assert report.attacks[f"pgd-{steps}"].correct == robust.sum()
+    assert report.attacks["fgsm"].correct == robust.sum()
+
+
+def test_restarts_only_lower_accuracy_and_do_here():
+    images, _ = data(300)
+    model = Bumpy()
+    with torch.no_grad():
+        labels = model(images.permute(0, 3, 1, 2) / 255).argmax(1)
+    settings = {"eps": 0.004, "attacks": ["pgd-3"], "progress": False}
+    correct = [
+        evaluate(model, images, labels, restarts=restarts, **settings).attacks["pgd-3"].correct
+        for restarts in (1, 2, 4, 8)
+    ]
+    assert correct == sorted(correct, reverse=True)
+    assert correct[-1] < correct[0]
+
+
+def test_evaluate_is_reproducible_and_leaves_the_global_generator_alone():
+    images, _ = data(100)
+    model = Bumpy()
+    with torch.no_grad():
+        labels = model(images.permute(0, 3, 1, 2) / 255).argmax(1)
+    state = torch.get_rng_state()
+
+    def correct(seed):
+        report = evaluate(model, images, labels, eps=0.004, attacks=["pgd-2"], seed=seed, progress=False)
+        return report.attacks["pgd-2"].correct
+
+    assert correct(0) == correct(0)
+    assert len({correct(seed) for seed in range(6)}) > 1
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_evaluate_in_parts_is_evaluate_at_once(monkeypatch):
+    images, _ = data(100)
+    model = Bumpy()
+    with torch.no_grad():
+        labels = model(images.permute(0, 3, 1, 2) / 255).argmax(1)
+    settings = {"eps": 0.004, "attacks": ["clean", "fgsm", "pgd-3"], "batch_size": 8, "restarts": 2, "progress": False}
+    whole = evaluate(model, images, labels, **settings)
+    monkeypatch.setattr("apart_fast.evaluation.judge._CHUNK_VALUES", 8 * 8 * 3 * 20)
+    parts = evaluate(model, images, labels, **settings)
+    assert [r.correct for r in whole.attacks.values()] == [r.correct for r in parts.attacks.values()]
+    assert whole.attacks["pgd-3"].correct < whole.attacks["clean"].correct
+
+
+def test_evaluate_attacks_only_what_the_model_gets_right(monkeypatch):
+    images, labels = data()
+    attacked = []
+    search = attacks.search
+    monkeypatch.setattr(attacks, "search", lambda m, x, y, **k: attacked.append(len(x)) or search(m, x, y, **k))
+    report = evaluate(Linear(), images, labels, attacks=["clean", "pgd-5"], progress=False)
+    assert attacked == [report.attacks["clean"].correct]
+    assert attacked[0] < len(images)
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_evaluate_attacks_a_folded_copy(monkeypatch, amp):
+    torch.manual_seed(0)
+    model = build_model("preact_resnet18", 2, width=0.0625)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(0.5, 2)
+    images, _ = data(20)
+    with torch.no_grad():
+        labels = model.eval()(images.permute(0, 3, 1, 2) / 255).argmax(1)
+    attacked = []
+    search = attacks.search
+    monkeypatch.setattr(attacks, "search", lambda m, *args, **k: attacked.append(m) or search(m, *args, **k))
+    evaluate(model, images, labels, attacks=["fgsm", "pgd-2"], amp=amp, progress=False)
+    folded = [m for m in attacked if m is not model]
+    assert len(folded) == 2
+    assert folded[0] is folded[1]  # folded once
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded[0].modules())
+
+
+class FooledByAutocast(Bumpy):
+    """Gets everything wrong in mixed precision, whatever the image."""
+
+    def forward(self, x):
+        return super().forward(x) * (-1 if torch.is_autocast_enabled("cpu") else 1)
+
+
+@pytest.mark.filterwarnings("ignore:found no first convolution")
+def test_what_only_mixed_precision_thinks_fooled_is_attacked_again():
+    images, _ = data(100)
+    model = FooledByAutocast()
+    with torch.no_grad():
+        labels = model(images.permute(0, 3, 1, 2) / 255).argmax(1)
+    settings = {"eps": 0.004, "attacks": ["clean", "pgd-3"], "progress": False}
+    plain, half = (evaluate(model, images, labels, amp=amp, **settings) for amp in (None, torch.bfloat16))
+    assert half.attacks["pgd-3"].correct == plain.attacks["pgd-3"].correct < 100
+
+
+def test_the_cpu_never_touches_graphs(monkeypatch):
+    monkeypatch.setattr(attacks._GraphedStep, "__init__", lambda *args: pytest.fail("a graph on the CPU"))
+    images, labels = data(50)
+    evaluate(Linear(), images, labels, attacks=["pgd-20"], batch_size=2, progress=False)
+
+
+def test_evaluate_restores_each_modules_mode_also_after_an_exception():
+    images, labels = data(8)
+    model = build_model("preact_resnet18", 2, width=0.0625).train()
+    model.layer1[0].bn1.eval()
+    modes = {name: m.training for name, m in model.named_modules()}
+    statistics = model.bn.running_mean.clone()
+    seen = []
+    handle = model.register_forward_hook(lambda m, args, out: seen.append(any(x.training for x in m.modules())))
+    evaluate(model, images, labels, attacks=["clean", "pgd-1"], progress=False)
+    handle.remove()
+    assert seen
+    assert not any(seen)
+    assert modes == {name: m.training for name, m in model.named_modules()}
+    assert torch.equal(model.bn.running_mean, statistics)
+
+    def fail(module, args):
+        raise RuntimeError("boom")
+
+    model.linear.register_forward_pre_hook(fail)
+    precision = torch.backends.cudnn.conv.fp32_precision, torch.get_float32_matmul_precision()
+    with pytest.raises(RuntimeError, match="boom"):
+        evaluate(model, images, labels, progress=False)
+    assert modes == {name: m.training for name, m in model.named_modules()}
+    assert precision == (torch.backends.cudnn.conv.fp32_precision, torch.get_float32_matmul_precision())
+
+
+def test_bfloat16_attack_is_judged_in_float32():
+    images, labels = data(100)
+    model = Linear()
+    plain = evaluate(model, images, labels, progress=False)
+    half = evaluate(model, images, labels, progress=False, amp=torch.bfloat16)
+    assert half.amp == "bfloat16"
+    assert half.attacks["clean"].correct == plain.attacks["clean"].correct
+    assert half.attacks["pgd-20"].correct >= worst_case(images, labels, EPS).sum()
+
+
+def test_nan_logits_are_wrong():
+    class Nan(nn.Module):
+        def forward(self, x):
+            return torch.full((len(x), 3), float("nan")) * x.mean()
+
+    report = evaluate(Nan(), *data(9), attacks=["clean", "pgd-2"], progress=False)
+    assert [result.correct for result in report.attacks.values()] == [0, 0]
+
+
+def test_eps_zero_changes_nothing():
+    report = evaluate(Linear(), *data(50), eps=0, attacks=["clean", "pgd-2"], progress=False)
+    assert report.attacks["pgd-2"].correct == report.attacks["clean"].correct
+
+
+def test_report_as_json():
+    report = json.loads(evaluate(Linear(), *data(20), attacks=["pgd-1"], progress=False).to_json())
+    assert report["eps"] == 8 / 255
+    assert (report["n"], report["amp"], report["device"]) == (20, None, "cpu")
+    result = report["attacks"]["pgd-1"]
+    assert result["accuracy"] == result["correct"] / 20
+    assert result["low"] < result["accuracy"] < result["high"]
+
+
+def test_describe_is_one_line_of_percentages_and_intervals():
+    result = {"accuracy": 0.492, "correct": 4920, "n": 10000, "low": 0.482206, "high": 0.501801, "seconds": 1.0}
+    line = describe({"attacks": {"clean": result | {"accuracy": 1.0, "low": 0.99962, "high": 1.0}, "pgd-20": result}})
+    assert line == "clean 100.0% [100.0%, 100.0%], pgd-20 49.2% [48.2%, 50.2%]"
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.277533),
+        (10, 10, 0.722467, 1.0),
+        (5, 10, 0.236593, 0.763407),
+        (1, 1, 0.206549, 1.0),
+        (4920, 10000, 0.482206, 0.501801),
+    ],
+)
+def test_wilson_interval(correct, n, low, high):
+    assert wilson(correct, n) == pytest.approx((low, high), abs=2e-6)
+    if correct in (0, n):  # exactly, not up to rounding
+        assert (0.0 if correct == 0 else 1.0) in wilson(correct, n)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pgd", "number of steps like pgd-20"),
+        ("pgd-0", "number of steps"),
+        ("pgd-x", "number of steps"),
+        ("pgd--3", "number of steps"),
+        ("clean-3", "takes no number"),
+        ("autoatack", "did you mean autoattack"),
+        ("zzz", "known: clean"),
+    ],
+)
+def test_unknown_attacks(name, message):
+    with pytest.raises(UserError, match=message):
+        parse_attack(name)
+
+
+IMAGES, LABELS = data(4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": IMAGES / 255.0}, "uint8 images"),
+        ({"images": IMAGES.permute(0, 3, 1, 2)}, "uint8 images"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "no images"),
+        ({"labels": LABELS[:3]}, "integer labels"),
+        ({"labels": LABELS.float()}, "integer labels"),
+        ({"labels": LABELS + 1}, "labels go from"),
+        ({"batch_size": 0}, "batch size"),
+        ({"restarts": 0}, "restarts"),
+        ({"amp": torch.float16}, "bfloat16"),
+        ({"eps": 8}, "8/255"),
+        ({"attacks": ["pdg-20"]}, "did you mean pgd"),
+    ],
+)
+def test_evaluate_refuses_what_does_not_fit(changes, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(Linear(), **({"images": IMAGES, "labels": LABELS, "progress": False} | changes))
+
+
+def test_a_network_that_views_its_pixels_is_judged_as_one_that_does_not():
+    settings = dict(eps=EPS, attacks=("clean", "pgd-5"), restarts=2, batch_size=64, progress=False)
+    models = (Linear(), Reshaping().to(memory_format=torch.channels_last))
+    wanted, found = (evaluate(model, IMAGES, LABELS, **settings).attacks for model in models)
+    assert [found[name].correct for name in found] == [wanted[name].correct for name in wanted]
+
+
+def test_nothing_is_asked_of_the_network_once_every_image_is_fooled():
+    settings = dict(attacks=("clean", "fgsm", "pgd-5"), restarts=2, progress=False)
+    report = evaluate(Reshaping(), IMAGES, LABELS, eps=1.0, **settings)
+    assert report.attacks["clean"].correct > 0 and report.attacks["pgd-5"].correct == 0
+    wrong = evaluate(
+        Reshaping(), IMAGES, 1 - Reshaping()(IMAGES.permute(0, 3, 1, 2).contiguous() / 255).argmax(1), **settings
+    )
+    assert [result.correct for result in wrong.attacks.values()] == [0, 0, 0]
