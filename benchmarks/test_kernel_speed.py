@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 
 from apart_fast import kernels
-from apart_fast.kernels import KERNELS
+from apart_fast.kernels import KERNELS, Crops
 from apart_fast.measure.interleave import interleave
-from apart_fast.training.compiled import compiler_fault
+from apart_fast.training.execution import compiler_fault
 from benchmarks.conftest import Rival
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # on a GPU enough that nothing stays in the cache, and that a kernel runs for longer than its launch takes the host
-BATCH, BLOCK_BATCH, CALLS, ROUNDS = (32768, 4096, 20, 20) if DEVICE == "cuda" else (128, 128, 3, 9)
+BATCH, POINT_BATCH, CALLS, ROUNDS = (32768, 4096, 20, 20) if DEVICE == "cuda" else (128, 128, 3, 9)
 H, W, C, P, EPS = 32, 32, 3, 4, 8 / 255
 PIXELS = BATCH * H * W * C
-BLOCK = (BLOCK_BATCH, 64, 32, 32)
-BLOCK_VALUES = BLOCK_BATCH * 64 * 32 * 32
+POINT = (POINT_BATCH, 64, 32, 32)  # activations at a block point
+POINT_VALUES = POINT_BATCH * 64 * 32 * 32
 
 
 @dataclass(frozen=True)
@@ -49,37 +49,37 @@ def _images() -> torch.Tensor:
     return torch.rand(BATCH, H, W, C, device=DEVICE, generator=_generator())
 
 
-def _where() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _crops() -> Crops:
     generator = _generator()
     offsets = torch.randint(0, 2 * P + 1, (BATCH, 2), device=DEVICE, generator=generator)
     flips = torch.rand(BATCH, device=DEVICE, generator=generator) < 0.5
-    return torch.randperm(BATCH, device=DEVICE, generator=generator), offsets, flips
+    indices = torch.randperm(BATCH, device=DEVICE, generator=generator)
+    return Crops(indices, indices, offsets, flips)
 
 
 def _store() -> torch.Tensor:
     return _normal(BATCH, H + 2 * P, W + 2 * P, C).clamp(-1, 1).half()
 
 
-def _block(dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return _normal(*BLOCK, dtype=dtype).to(memory_format=torch.channels_last)
+def _activation(dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return _normal(*POINT, dtype=dtype).to(memory_format=torch.channels_last)
 
 
 def _start() -> Case:
-    indices, offsets, flips = _where()
     images = (_images() * 255).to(torch.uint8)
-    memory = dict(store=_store(), indices=indices, scale=_scalar(0.01), eps=EPS)
-    return Case((images, indices, offsets, flips, P), PIXELS * (1 + 2 + 12), memory)
+    memory = dict(store=_store(), scale=_scalar(0.01), eps=EPS)
+    return Case((images, _crops(), P), PIXELS * (1 + 2 + 12), memory)
 
 
-def _step() -> Case:
+def _learned_step() -> Case:
     d0 = 0.01 * _normal(BATCH, H, W, C)
     return Case((_images(), d0, _normal(BATCH, H, W, C), _scalar(0.01), EPS), PIXELS * 17, {})
 
 
-def _finish() -> Case:
+def _update_omega() -> Case:
     code = torch.randint(-1, 6, (BATCH, H, W, C), dtype=torch.int8, device=DEVICE, generator=_generator())
-    args = (_normal(BATCH, H, W, C), code, _store(), *_where(), P, _scalar(0.01), _scalar(0.01), EPS)
-    return Case(args, PIXELS * (4 + 1 + 2 * 2), {})
+    sizes = dict(padding=P, alpha=_scalar(0.01), alpha_omega=_scalar(0.01), eps=EPS)
+    return Case((_normal(BATCH, H, W, C), code, _store(), _crops()), PIXELS * (4 + 1 + 2 * 2), sizes)
 
 
 def _projected_step() -> Case:
@@ -88,19 +88,19 @@ def _projected_step() -> Case:
 
 
 def _signs() -> torch.Tensor:
-    return _block().sign().to(torch.int8)
+    return _activation().sign().to(torch.int8)
 
 
 CASES: dict[str, Callable[[], Case]] = {
     "start": _start,
-    "step": _step,
-    "finish": _finish,
-    "capture_sign": lambda: Case((_block(),), BLOCK_VALUES * 3, {}),
-    "add_sign": lambda: Case((_block(), _signs(), _scalar(0.01)), BLOCK_VALUES * 5, {}),
-    "sign_dot": lambda: Case((_block(), _signs()), BLOCK_VALUES * 3, {}),
-    "relu_capture_sign": lambda: Case((_block(), _block().flip(0)), BLOCK_VALUES * 7, {}),
-    "relu_add_sign": lambda: Case((_block(), _signs(), _scalar(0.01)), BLOCK_VALUES * 5, {}),
-    "relu_sign_dot": lambda: Case((_block(), _block().flip(0), _signs()), BLOCK_VALUES * 7, {}),
+    "learned_step": _learned_step,
+    "update_omega": _update_omega,
+    "capture_sign": lambda: Case((_activation(),), POINT_VALUES * 3, {}),
+    "add_sign": lambda: Case((_activation(), _signs(), _scalar(0.01)), POINT_VALUES * 5, {}),
+    "sign_dot": lambda: Case((_activation(), _signs()), POINT_VALUES * 3, {}),
+    "relu_capture_sign": lambda: Case((_activation(), _activation().flip(0)), POINT_VALUES * 7, {}),
+    "relu_add_sign": lambda: Case((_activation(), _signs(), _scalar(0.01)), POINT_VALUES * 5, {}),
+    "relu_sign_dot": lambda: Case((_activation(), _activation().flip(0), _signs()), POINT_VALUES * 7, {}),
     "projected_step": _projected_step,
 }
 
@@ -167,7 +167,7 @@ def test_kernel(name, record):
     rivals = [Rival("copy", 1.0, 0.85 if DEVICE == "cuda" else None)]
     rivals += [Rival(what) for what in ("twin", "compiled twin") if what in found and what != mine]
     if name in SEPARATE:
-        rivals.append(Rival("separate", SEPARATE[name][1] * BLOCK_VALUES / case.bytes))
+        rivals.append(Rival("separate", SEPARATE[name][1] * POINT_VALUES / case.bytes))
     rate = case.bytes / timings.median(mine) / 1e9
     record(timings, mine, *rivals, group=f"{name}, {case.bytes / 1e6:.0f} MB, {DEVICE}", note=f"{rate:.1f} GB/s")
 

@@ -3,11 +3,12 @@
 KERNELS lists them by name for tests and benchmarks.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
-from apart_fast.kernels.crop import gather_crop, scatter_crop
-from apart_fast.kernels.learned_step import step, step_torch, step_triton
+from apart_fast.kernels.crop import Crops, gather_crop, scatter_crop
+from apart_fast.kernels.learned_step import learned_step, learned_step_torch, learned_step_triton
 from apart_fast.kernels.point import (
     add_sign,
     add_sign_torch,
@@ -32,7 +33,7 @@ from apart_fast.kernels.relu_point import (
     relu_sign_dot_triton,
 )
 from apart_fast.kernels.start import start, start_torch, start_triton
-from apart_fast.kernels.update_omega import finish, finish_torch, finish_triton
+from apart_fast.kernels.update_omega import update_omega, update_omega_torch, update_omega_triton
 
 
 class Kernel(NamedTuple):
@@ -45,8 +46,8 @@ class Kernel(NamedTuple):
 
 KERNELS = {
     "start": Kernel(start, start_torch, start_triton),
-    "step": Kernel(step, step_torch, step_triton),
-    "finish": Kernel(finish, finish_torch, finish_triton),
+    "learned_step": Kernel(learned_step, learned_step_torch, learned_step_triton),
+    "update_omega": Kernel(update_omega, update_omega_torch, update_omega_triton),
     "capture_sign": Kernel(capture_sign, capture_sign_torch, capture_sign_triton),
     "add_sign": Kernel(add_sign, add_sign_torch, add_sign_triton),
     "sign_dot": Kernel(sign_dot, sign_dot_torch, sign_dot_triton),
@@ -58,11 +59,12 @@ KERNELS = {
 
 __all__ = [
     "KERNELS",
+    "Crops",
     "Kernel",
     "add_sign",
     "capture_sign",
-    "finish",
     "gather_crop",
+    "learned_step",
     "projected_step",
     "relu_add_sign",
     "relu_capture_sign",
@@ -70,5 +72,15 @@ __all__ = [
     "scatter_crop",
     "sign_dot",
     "start",
-    "step",
+    "update_omega",
 ]
+
+_RENAMED = {"step": "learned_step", "finish": "update_omega"}  # old name -> new, with its new arguments
+
+
+def __getattr__(name: str) -> Callable:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _RENAMED[name]
+    warnings.warn(f"apart_fast.kernels.{name} is now apart_fast.kernels.{new}", DeprecationWarning, stacklevel=2)
+    return globals()[new]

@@ -7,19 +7,24 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from apart_fast.errors import UserError
+from apart_fast.kernels.crop import Crops
 from apart_fast.kernels.launch import HAS_TRITON, Launch
-from apart_fast.kernels.learned_step import plan_step
+from apart_fast.kernels.learned_step import plan_learned_step
 from apart_fast.kernels.point import plan_add_sign, plan_capture_sign, plan_sign_dot
 from apart_fast.kernels.projected_step import plan_projected_step
 from apart_fast.kernels.relu_point import plan_relu_add_sign, plan_relu_capture_sign, plan_relu_sign_dot
 from apart_fast.kernels.start import plan_start
-from apart_fast.kernels.update_omega import plan_finish
+from apart_fast.kernels.update_omega import plan_update_omega
+
+if TYPE_CHECKING:
+    from triton.compiler import ASTSource
 
 TARGETS = (80, 90, 100)  # A100, H100/H200, B200
 POINTERS = {
@@ -36,6 +41,9 @@ ALIGNED = [["tt.divisibility", 16]]
 bf16, fp16, fp32, i8 = torch.bfloat16, torch.float16, torch.float32, torch.int8
 
 
+B, N = 128, 50_000  # examples in a batch, and in all
+
+
 class Example(NamedTuple):
     """One way to call a kernel, on meta tensors; `wide`: its "loads" and "stores" that must reach 128 bits."""
 
@@ -44,53 +52,61 @@ class Example(NamedTuple):
     wide: tuple[str, ...] = ()
 
 
-def _empty(*shape, dtype=fp32):
+def _empty(*shape: int, dtype: torch.dtype = fp32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _crops(batch):
-    return _empty(batch, 2, dtype=torch.int64), _empty(batch, dtype=torch.bool)
+def _crops(batch: int) -> Crops:
+    which = _empty(batch, dtype=torch.int64)
+    return Crops(which, which, _empty(batch, 2, dtype=torch.int64), _empty(batch, dtype=torch.bool))
 
 
-def _start(height, width, channels, padding, noise=False, store=None, batch=128, n=50_000):
-    def plan():
-        images = _empty(n, height, width, channels, dtype=torch.uint8)
-        which = _empty(batch, dtype=torch.int64)
-        start = {"noise": _empty(batch, height, width, channels)} if noise else {}
+def _start(
+    height: int, width: int, channels: int, padding: int, *, noise: bool = False, store: torch.dtype | None = None
+) -> Callable[[], Launch]:
+    def plan() -> Launch:
+        images = _empty(N, height, width, channels, dtype=torch.uint8)
+        start = {"noise": _empty(B, height, width, channels)} if noise else {}
         if store is not None:
-            omega = _empty(n, height + 2 * padding, width + 2 * padding, channels, dtype=store)
-            start = dict(store=omega, indices=which, scale=_empty(), eps=8 / 255)
-        return plan_start(images, which, *_crops(batch), padding, **start)
+            omega = _empty(N, height + 2 * padding, width + 2 * padding, channels, dtype=store)
+            start = dict(store=omega, scale=_empty(), eps=8 / 255)
+        return plan_start(images, _crops(B), padding, **start)
 
     return plan
 
 
-def _finish(height, width, channels, padding, store, g, batch=128, n=50_000):
-    def plan():
-        omega = _empty(n, height + 2 * padding, width + 2 * padding, channels, dtype=store)
-        g1 = _empty(batch, height, width, channels, dtype=g)
-        code = _empty(batch, height, width, channels, dtype=i8)
-        which = _empty(batch, dtype=torch.int64)
-        return plan_finish(g1, code, omega, which, *_crops(batch), padding, _empty(), _empty(), 8 / 255)
+def _update_omega(
+    height: int, width: int, channels: int, padding: int, *, store: torch.dtype, g: torch.dtype
+) -> Callable[[], Launch]:
+    def plan() -> Launch:
+        omega = _empty(N, height + 2 * padding, width + 2 * padding, channels, dtype=store)
+        g1 = _empty(B, height, width, channels, dtype=g)
+        code = _empty(B, height, width, channels, dtype=i8)
+        sizes = dict(alpha=_empty(), alpha_omega=_empty())
+        return plan_update_omega(g1, code, omega, _crops(B), padding=padding, **sizes, eps=8 / 255)
 
     return plan
 
 
-def _step(shape, g, d0=True):
-    return lambda: plan_step(_empty(*shape), _empty(*shape) if d0 else None, _empty(*shape, dtype=g), _empty(), 8 / 255)
+def _learned_step(shape: tuple[int, ...], g: torch.dtype, *, d0: bool = True) -> Callable[[], Launch]:
+    def plan() -> Launch:
+        start = _empty(*shape) if d0 else None
+        return plan_learned_step(_empty(*shape), start, _empty(*shape, dtype=g), _empty(), 8 / 255)
+
+    return plan
 
 
-def _projected(shape, g):
+def _projected(shape: tuple[int, ...], g: torch.dtype) -> Callable[[], Launch]:
     return lambda: plan_projected_step(_empty(*shape), _empty(*shape), _empty(*shape, dtype=g), 2 / 255, 8 / 255)
 
 
-def _relu_block(plan, *dtypes):
-    """`plan` on block activations of these dtypes, and a 0-dim float32 for each None."""
-    return lambda: plan(*(_empty() if dtype is None else _empty(*BLOCK, dtype=dtype) for dtype in dtypes))
+def _at_point(plan: Callable[..., Launch], *dtypes: torch.dtype | None) -> Callable[[], Launch]:
+    """`plan` on activations and signs at a block point, of these dtypes, and a 0-dim float32 for each None."""
+    return lambda: plan(*(_empty() if dtype is None else _empty(*POINT, dtype=dtype) for dtype in dtypes))
 
 
 CIFAR, FASHION, ODD = (32, 32, 3, 4), (28, 28, 1, 4), (31, 33, 3, 2)
-BATCH, ODD_BATCH, BLOCK = (128, 32, 32, 3), (3, 31, 33, 3), (128, 64, 32, 32)
+BATCH, ODD_BATCH, POINT = (B, 32, 32, 3), (3, 31, 33, 3), (B, 64, 32, 32)
 
 EXAMPLES = (
     Example("start plain", _start(*CIFAR), ("stores",)),
@@ -100,41 +116,33 @@ EXAMPLES = (
     Example("start store int8", _start(*CIFAR, store=i8), ("stores",)),
     Example("start store fp32 28x28x1", _start(*FASHION, store=fp32), ("stores",)),
     Example("start store fp32 31x33x3", _start(*ODD, store=fp32)),
-    Example("step fp32", _step(BATCH, fp32), ("loads", "stores")),
-    Example("step bf16", _step(BATCH, bf16), ("loads", "stores")),
-    Example("step fp32 no d0", _step(BATCH, fp32, d0=False), ("loads", "stores")),
-    Example("step fp32 odd", _step(ODD_BATCH, fp32)),
-    Example("finish fp32 store fp32", _finish(*CIFAR, store=fp32, g=fp32), ("loads",)),
-    Example("finish fp32 store fp16", _finish(*CIFAR, store=fp16, g=fp32), ("loads",)),
-    Example("finish bf16 store int8", _finish(*CIFAR, store=i8, g=bf16), ("loads",)),
-    Example("finish fp32 store fp32 31x33x3", _finish(*ODD, store=fp32, g=fp32)),
-    Example("capture_sign bf16", lambda: plan_capture_sign(_empty(*BLOCK, dtype=bf16)), ("loads", "stores")),
-    Example("capture_sign fp32", lambda: plan_capture_sign(_empty(*BLOCK)), ("loads", "stores")),
-    Example(
-        "add_sign bf16",
-        lambda: plan_add_sign(_empty(*BLOCK, dtype=bf16), _empty(*BLOCK, dtype=i8), _empty()),
-        ("loads", "stores"),
-    ),
-    Example(
-        "add_sign fp16",
-        lambda: plan_add_sign(_empty(*BLOCK, dtype=fp16), _empty(*BLOCK, dtype=i8), _empty()),
-        ("loads", "stores"),
-    ),
-    Example("sign_dot bf16", lambda: plan_sign_dot(_empty(*BLOCK, dtype=bf16), _empty(*BLOCK, dtype=i8)), ("loads",)),
-    Example("sign_dot fp32", lambda: plan_sign_dot(_empty(*BLOCK), _empty(*BLOCK, dtype=i8)), ("loads",)),
-    Example("relu_capture_sign bf16", _relu_block(plan_relu_capture_sign, bf16, bf16), ("loads", "stores")),
-    Example("relu_capture_sign fp32", _relu_block(plan_relu_capture_sign, fp32, fp32), ("loads", "stores")),
-    Example("relu_add_sign bf16", _relu_block(plan_relu_add_sign, bf16, i8, None), ("loads", "stores")),
-    Example("relu_add_sign fp16", _relu_block(plan_relu_add_sign, fp16, i8, None), ("loads", "stores")),
-    Example("relu_add_sign fp32", _relu_block(plan_relu_add_sign, fp32, i8, None), ("loads", "stores")),
-    Example("relu_sign_dot bf16", _relu_block(plan_relu_sign_dot, bf16, bf16, i8), ("loads", "stores")),
-    Example("relu_sign_dot fp32", _relu_block(plan_relu_sign_dot, fp32, fp32, i8), ("loads", "stores")),
+    Example("learned_step fp32", _learned_step(BATCH, fp32), ("loads", "stores")),
+    Example("learned_step bf16", _learned_step(BATCH, bf16), ("loads", "stores")),
+    Example("learned_step fp32 no d0", _learned_step(BATCH, fp32, d0=False), ("loads", "stores")),
+    Example("learned_step fp32 odd", _learned_step(ODD_BATCH, fp32)),
+    Example("update_omega fp32 store fp32", _update_omega(*CIFAR, store=fp32, g=fp32), ("loads",)),
+    Example("update_omega fp32 store fp16", _update_omega(*CIFAR, store=fp16, g=fp32), ("loads",)),
+    Example("update_omega bf16 store int8", _update_omega(*CIFAR, store=i8, g=bf16), ("loads",)),
+    Example("update_omega fp32 store fp32 31x33x3", _update_omega(*ODD, store=fp32, g=fp32)),
+    Example("capture_sign bf16", _at_point(plan_capture_sign, bf16), ("loads", "stores")),
+    Example("capture_sign fp32", _at_point(plan_capture_sign, fp32), ("loads", "stores")),
+    Example("add_sign bf16", _at_point(plan_add_sign, bf16, i8, None), ("loads", "stores")),
+    Example("add_sign fp16", _at_point(plan_add_sign, fp16, i8, None), ("loads", "stores")),
+    Example("sign_dot bf16", _at_point(plan_sign_dot, bf16, i8), ("loads",)),
+    Example("sign_dot fp32", _at_point(plan_sign_dot, fp32, i8), ("loads",)),
+    Example("relu_capture_sign bf16", _at_point(plan_relu_capture_sign, bf16, bf16), ("loads", "stores")),
+    Example("relu_capture_sign fp32", _at_point(plan_relu_capture_sign, fp32, fp32), ("loads", "stores")),
+    Example("relu_add_sign bf16", _at_point(plan_relu_add_sign, bf16, i8, None), ("loads", "stores")),
+    Example("relu_add_sign fp16", _at_point(plan_relu_add_sign, fp16, i8, None), ("loads", "stores")),
+    Example("relu_add_sign fp32", _at_point(plan_relu_add_sign, fp32, i8, None), ("loads", "stores")),
+    Example("relu_sign_dot bf16", _at_point(plan_relu_sign_dot, bf16, bf16, i8), ("loads", "stores")),
+    Example("relu_sign_dot fp32", _at_point(plan_relu_sign_dot, fp32, fp32, i8), ("loads", "stores")),
     Example("projected_step fp32", _projected(BATCH, fp32), ("loads", "stores")),
     Example("projected_step bf16", _projected(BATCH, bf16), ("loads", "stores")),
 )
 
 
-def source(launch: Launch):
+def source(launch: Launch) -> "ASTSource":
     """The triton ASTSource that a GPU would compile for this launch (specialised on alignment like the JIT)."""
     from triton.compiler import ASTSource
 
@@ -179,7 +187,7 @@ def accesses(ptx: str) -> dict[str, dict[int, int]]:
     return {"loads": dict(sorted(counts["ld"].items())), "stores": dict(sorted(counts["st"].items()))}
 
 
-def compile_all(targets=TARGETS, examples=EXAMPLES) -> list[dict]:
+def compile_all(targets: Sequence[int] = TARGETS, examples: Sequence[Example] = EXAMPLES) -> list[dict[str, Any]]:
     """Compiles each example for each target (compute capability * 10, e.g. 90) and returns one row for each: name,
     target, wide (see Example), ptx (text) and the items of `resources` and `accesses`.
 
@@ -206,7 +214,7 @@ def compile_all(targets=TARGETS, examples=EXAMPLES) -> list[dict]:
 
 def main() -> None:
     """Prints the table of `compile_all`."""
-    line = "{name:31} {target:>6} {registers:>9} {local:>6} {stack:>5} {shared:>6}  {loads:24} {stores}"
+    line = "{name:37} {target:>6} {registers:>9} {local:>6} {stack:>5} {shared:>6}  {loads:24} {stores}"
     titles = ("name", "target", "registers", "local", "stack", "shared")
     print(line.format(**{t: t for t in titles}, loads="loads (bits x count)", stores="stores"))
     for row in compile_all():

@@ -6,6 +6,7 @@ A kernel file has five parts: the plain PyTorch twin (`*_torch`, defines the mea
 tensors, so that what is checked without a GPU is what is launched on one.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -21,14 +22,14 @@ except ImportError:  # macOS, Windows: the twins do the work
 HAS_TRITON = triton is not None
 
 
-def jit(function):
+def jit(function: Callable) -> Any:
     """`triton.jit`; without Triton the function stays as it is and is never called."""
     return triton.jit(function) if HAS_TRITON else function
 
 
-def blocks(n: int, block: int) -> int:
-    """Number of blocks of `block` elements that cover `n`."""
-    return -(-n // block)
+def cdiv(n: int, size: int) -> int:
+    """How many times `size` covers `n`, as `triton.cdiv` (which is not there without Triton)."""
+    return -(-n // size)
 
 
 def on_gpu(*tensors: torch.Tensor) -> bool:

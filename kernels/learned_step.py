@@ -1,26 +1,27 @@
-"""The step at the input (APART step 2, arXiv 2010.08034) and the masks that its gradients need (APART step 4).
+"""The learned step at the input (APART step 2, arXiv 2010.08034) and the masks that its gradients need (APART step 4).
 
 Bytes an element: x 4, d0 4 (if given), g0 G in; x1 4, code 1 out: 13 + G with G the gradient's element size.
 """
 
 import torch
+from torch import Tensor
 
 from apart_fast.errors import UserError
-from apart_fast.kernels.launch import Launch, blocks, clip, jit, on_gpu, sign, tl
+from apart_fast.kernels.launch import Launch, cdiv, clip, jit, on_gpu, sign, tl
 from apart_fast.kernels.point import capture_sign_torch
 
 BLOCK = 1024
 
 
-def _check(x, d0, g0):
+def _check(x: Tensor, d0: Tensor | None, g0: Tensor) -> None:
     if x.dtype not in (torch.float32, torch.float64):
         raise UserError(f"x is {x.dtype}, which loses small perturbations: use float32 or float64")
     if g0.shape != x.shape or (d0 is not None and d0.shape != x.shape):
         raise UserError(f"x, d0 and g0 must have one shape; x has {tuple(x.shape)}, g0 has {tuple(g0.shape)}")
 
 
-def step_torch(x, d0, g0, alpha, eps):
-    """Plain PyTorch twin of `step`."""
+def learned_step_torch(x: Tensor, d0: Tensor | None, g0: Tensor, alpha: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Plain PyTorch twin of `learned_step`."""
     _check(x, d0, g0)
     s0 = capture_sign_torch(g0.contiguous())
     pre = alpha.to(x.dtype) * s0
@@ -35,7 +36,7 @@ def step_torch(x, d0, g0, alpha, eps):
 
 
 @jit
-def _step_kernel(
+def _learned_step_kernel(
     x_ptr,  # f32 [n]
     d0_ptr,  # f32 [n] or None
     g0_ptr,  # any float [n]
@@ -59,29 +60,29 @@ def _step_kernel(
     tl.store(code_ptr + i, (s0 + 4 * inside.to(tl.int32)).to(tl.int8), mask=mask)
 
 
-def plan_step(x, d0, g0, alpha, eps) -> Launch:
-    """The launch of `step`; its outputs are (x1, code)."""
+def plan_learned_step(x: Tensor, d0: Tensor | None, g0: Tensor, alpha: Tensor, eps: float) -> Launch:
+    """The launch of `learned_step`; its outputs are (x1, code)."""
     _check(x, d0, g0)
     x, g0 = x.contiguous(), g0.contiguous()
     d0 = None if d0 is None else d0.contiguous()
     x1, code = torch.empty_like(x), torch.empty_like(x, dtype=torch.int8)
     n = x.numel()
     return Launch(
-        kernel=_step_kernel,
-        grid=(blocks(n, BLOCK),),
+        kernel=_learned_step_kernel,
+        grid=(cdiv(n, BLOCK),),
         args=(x, d0, g0, alpha, x1, code, float(eps), n),
         constexprs=dict(HAS_D0=d0 is not None, BLOCK=BLOCK),
         outputs=(x1, code),
     )
 
 
-def step_triton(x, d0, g0, alpha, eps):
-    """Triton launcher of `step` (x, d0, alpha in float32)."""
-    return plan_step(x, d0, g0, alpha, eps).run()
+def learned_step_triton(x: Tensor, d0: Tensor | None, g0: Tensor, alpha: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Triton launcher of `learned_step` (x, d0, alpha in float32)."""
+    return plan_learned_step(x, d0, g0, alpha, eps).run()
 
 
 @torch.no_grad()
-def step(x, d0, g0, alpha, eps):
+def learned_step(x: Tensor, d0: Tensor | None, g0: Tensor, alpha: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """One signed step from x + d0, projected: (x1 in x's dtype, code int8), both contiguous [B, H, W, C].
 
     x: float32 or float64 [B, H, W, C] in [0, 1]; d0: the same or None for 0; g0: gradient at x0, any float dtype;
@@ -92,4 +93,4 @@ def step(x, d0, g0, alpha, eps):
     Source: APART steps 2 and 4. UserError for a wrong dtype or shape.
     """
     given = [t for t in (x, d0, g0, alpha) if t is not None]
-    return (step_triton if on_gpu(*given) else step_torch)(x, d0, g0, alpha, eps)
+    return (learned_step_triton if on_gpu(*given) else learned_step_torch)(x, d0, g0, alpha, eps)

@@ -4,18 +4,27 @@ Bytes an element (float32 out): no start 1 + 4; noise 1 + 4 + 8; memory 1 + S + 
 """
 
 import torch
+from torch import Tensor
 
 from apart_fast.errors import UserError
 from apart_fast.kernels.codec import LEVELS, check_store, load_value
-from apart_fast.kernels.crop import gather_crop, source_pixel
-from apart_fast.kernels.launch import Launch, blocks, clip, jit, on_gpu, tl
+from apart_fast.kernels.crop import Crops, gather_crop, source_pixel
+from apart_fast.kernels.launch import Launch, cdiv, clip, jit, on_gpu, tl
 
 GREY = 0.5  # what lies outside the image
 BLOCK = 1024
-NOTHING, NOISE, MEMORY = 0, 1, 2
 
 
-def _check(images, padding, dtype, noise, store, indices, scale, eps):
+def _check(
+    images: Tensor,
+    crops: Crops,
+    padding: int,
+    dtype: torch.dtype,
+    noise: Tensor | None,
+    store: Tensor | None,
+    scale: Tensor | None,
+    eps: float | None,
+) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or not images.is_contiguous():
         raise UserError(f"images are {images.dtype} {tuple(images.shape)}: give contiguous uint8 [N, H, W, C]")
     if dtype not in (torch.float32, torch.float64):
@@ -23,32 +32,30 @@ def _check(images, padding, dtype, noise, store, indices, scale, eps):
     if store is not None:
         if noise is not None:
             raise UserError("give noise or store, not both")
-        if indices is None or scale is None or eps is None:
+        if crops.indices is None or scale is None or eps is None:
             raise UserError("a start from the store needs indices, scale and eps")
         _, height, width, channels = images.shape
         check_store(store, (height + 2 * padding, width + 2 * padding, channels))
 
 
 def start_torch(
-    images,
-    rows,
-    offsets,
-    flips,
-    padding,
+    images: Tensor,
+    crops: Crops,
+    padding: int,
     *,
-    dtype=torch.float32,
-    noise=None,
-    store=None,
-    indices=None,
-    scale=None,
-    eps=None,
-):
+    dtype: torch.dtype = torch.float32,
+    noise: Tensor | None = None,
+    store: Tensor | None = None,
+    scale: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Plain PyTorch twin of `start`."""
-    _check(images, padding, dtype, noise, store, indices, scale, eps)
+    _check(images, crops, padding, dtype, noise, store, scale, eps)
     out_hw = images.shape[1:3]
-    x = gather_crop(images, rows, offsets, flips, out_hw, GREY if padding else None, padding=padding, dtype=dtype)
+    fill = GREY if padding else None
+    x = gather_crop(images, crops.rows, crops, out_hw, fill, padding=padding, dtype=dtype)
     if store is not None:
-        omega = gather_crop(store, indices, offsets, flips, out_hw, dtype=dtype)
+        omega = gather_crop(store, crops.indices, crops, out_hw, dtype=dtype)
         d0 = (scale * omega).clamp_(-eps, eps)
     elif noise is not None:
         d0 = noise
@@ -75,7 +82,6 @@ def _start_kernel(
     W: tl.constexpr,
     C: tl.constexpr,
     PADDING: tl.constexpr,
-    KIND: tl.constexpr,
     LEVELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -93,8 +99,8 @@ def _start_kernel(
 
     first = example * (H * W * C)
     tl.store(x_ptr + first + e, x, mask=mask)
-    if KIND != 0:
-        if KIND == 1:
+    if x0_ptr is not None:
+        if noise_ptr is not None:
             d0 = tl.load(noise_ptr + first + e, mask=mask, other=0)
         else:
             omega_ptr = store_ptr + tl.load(indices_ptr + example) * ((H + 2 * PADDING) * (W + 2 * PADDING) * C)
@@ -105,104 +111,93 @@ def _start_kernel(
 
 
 def plan_start(
-    images,
-    rows,
-    offsets,
-    flips,
-    padding,
+    images: Tensor,
+    crops: Crops,
+    padding: int,
     *,
-    dtype=torch.float32,
-    noise=None,
-    store=None,
-    indices=None,
-    scale=None,
-    eps=None,
+    dtype: torch.dtype = torch.float32,
+    noise: Tensor | None = None,
+    store: Tensor | None = None,
+    scale: Tensor | None = None,
+    eps: float | None = None,
 ) -> Launch:
     """The launch of `start`; its outputs are (x, d0, x0)."""
-    _check(images, padding, dtype, noise, store, indices, scale, eps)
+    _check(images, crops, padding, dtype, noise, store, scale, eps)
     if dtype != torch.float32:
         raise TypeError(f"the Triton kernel makes float32, not {dtype}")
     _, height, width, channels = images.shape
-    batch = rows.numel()
+    batch = len(crops)
     x = torch.empty((batch, height, width, channels), dtype=dtype, device=images.device)
-    kind = MEMORY if store is not None else NOISE if noise is not None else NOTHING
-    if noise is not None:
-        noise = noise.contiguous()
-    d0 = torch.empty_like(x) if kind == MEMORY else None
-    x0 = x if kind == NOTHING else torch.empty_like(x)
+    noise = None if noise is None else noise.contiguous()
+    remembered = store is not None
+    d0 = torch.empty_like(x) if remembered else None
+    x0 = None if noise is None and store is None else torch.empty_like(x)
     return Launch(
         kernel=_start_kernel,
-        grid=(batch, blocks(height * width * channels, BLOCK)),
+        grid=(batch, cdiv(height * width * channels, BLOCK)),
         args=(
             images,
-            rows.contiguous(),
-            offsets.contiguous(),
-            flips.contiguous().view(torch.uint8),
+            crops.rows.contiguous(),
+            crops.offsets.contiguous(),
+            crops.flips.contiguous().view(torch.uint8),
             noise,
             store,
-            indices.contiguous() if kind == MEMORY else None,
-            scale if kind == MEMORY else None,
+            crops.indices.contiguous() if remembered else None,
+            scale if remembered else None,
             x,
             d0,
-            None if kind == NOTHING else x0,
-            float(eps) if kind == MEMORY else 0.0,
+            x0,
+            float(eps) if remembered else 0.0,
         ),
         constexprs=dict(
             H=height,
             W=width,
             C=channels,
             PADDING=padding,
-            KIND=kind,
-            LEVELS=LEVELS.get(store.dtype, 0) if kind == MEMORY else 0,
+            LEVELS=LEVELS.get(store.dtype, 0) if remembered else 0,
             BLOCK=BLOCK,
         ),
-        outputs=(x, noise if kind == NOISE else d0, x0),
+        outputs=(x, d0 if remembered else noise, x if x0 is None else x0),
     )
 
 
-def start_triton(*args, **kwargs):
+def start_triton(
+    images: Tensor,
+    crops: Crops,
+    padding: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    noise: Tensor | None = None,
+    store: Tensor | None = None,
+    scale: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Triton launcher of `start` (same arguments; float32 only)."""
-    return plan_start(*args, **kwargs).run()
+    return plan_start(images, crops, padding, dtype=dtype, noise=noise, store=store, scale=scale, eps=eps).run()
 
 
 @torch.no_grad()
 def start(
-    images,
-    rows,
-    offsets,
-    flips,
-    padding,
+    images: Tensor,
+    crops: Crops,
+    padding: int,
     *,
-    dtype=torch.float32,
-    noise=None,
-    store=None,
-    indices=None,
-    scale=None,
-    eps=None,
-):
+    dtype: torch.dtype = torch.float32,
+    noise: Tensor | None = None,
+    store: Tensor | None = None,
+    scale: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Augmented images, the start of the perturbation and the perturbed images: (x, d0, x0), each [B, H, W, C].
 
-    images: uint8 [M, H, W, C]; rows: int64 [B]; offsets: int64 [B, 2], (top, left) in 0..2 * padding of the crop in the
-    image padded with 0.5 grey; flips: bool [B], horizontal flip after the crop; dtype: of the outputs, float32 or
-    float64.
+    images: uint8 [M, H, W, C]; crops: of B examples, in the image padded with `padding` pixels of 0.5 grey on each
+    side; dtype: of the outputs, float32 or float64.
     Without `noise` and `store`: d0 is None and x0 is x. noise [B, H, W, C] in `dtype`: d0 = noise.
-    store [N, H + 2p, W + 2p, C] (see codec.py), indices int64 [B], scale 0-dim tensor, eps in [0, 1]:
+    store [N, H + 2p, W + 2p, C] (see codec.py; rows `crops.indices`), scale 0-dim tensor, eps in [0, 1]:
     d0 = clip(scale * omega, -eps, eps) with omega cropped and flipped like its image. x0 = clip(x + d0, 0, 1).
 
     Source: APART step 1. UserError for a wrong dtype, shape or combination.
     """
     floats = [t for t in (noise, store, scale) if t is not None]
     call = start_triton if dtype != torch.float64 and on_gpu(images, *floats) else start_torch
-    return call(
-        images,
-        rows,
-        offsets,
-        flips,
-        padding,
-        dtype=dtype,
-        noise=noise,
-        store=store,
-        indices=indices,
-        scale=scale,
-        eps=eps,
-    )
+    return call(images, crops, padding, dtype=dtype, noise=noise, store=store, scale=scale, eps=eps)

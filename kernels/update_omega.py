@@ -5,29 +5,40 @@ gradient. One pass.
 """
 
 import torch
+from torch import Tensor
 
 from apart_fast.errors import UserError
 from apart_fast.kernels.codec import LEVELS, check_store, encode, load_value, store_value
-from apart_fast.kernels.crop import gather_crop, scatter_crop, source_pixel
-from apart_fast.kernels.launch import Launch, blocks, clip, jit, on_gpu, sign, tl
+from apart_fast.kernels.crop import Crops, gather_crop, scatter_crop, source_pixel
+from apart_fast.kernels.launch import Launch, cdiv, clip, jit, on_gpu, sign, tl
 from apart_fast.kernels.point import capture_sign_torch
 
 BLOCK = 1024
 
 
-def _check(g1, code, store, padding):
+def _check(g1: Tensor, code: Tensor, store: Tensor, padding: int) -> None:
     if g1.ndim != 4 or code.shape != g1.shape or code.dtype != torch.int8:
-        raise UserError(f"g1 and code (int8, from step) must be [B, H, W, C]; g1 has shape {tuple(g1.shape)}")
+        raise UserError(f"g1 and code (int8, from learned_step) must be [B, H, W, C]; g1 has shape {tuple(g1.shape)}")
     _, height, width, channels = g1.shape
     check_store(store, (height + 2 * padding, width + 2 * padding, channels))
 
 
-def finish_torch(g1, code, store, indices, offsets, flips, padding, alpha, alpha_omega, eps):
-    """Plain PyTorch twin of `finish`."""
+def update_omega_torch(
+    g1: Tensor,
+    code: Tensor,
+    store: Tensor,
+    crops: Crops,
+    *,
+    padding: int,
+    alpha: Tensor,
+    alpha_omega: Tensor,
+    eps: float,
+) -> Tensor:
+    """Plain PyTorch twin of `update_omega`."""
     _check(g1, code, store, padding)
     dtype = alpha_omega.dtype
     g1 = g1.contiguous()
-    omega = gather_crop(store, indices, offsets, flips, g1.shape[1:3], dtype=dtype)
+    omega = gather_crop(store, crops.indices, crops, g1.shape[1:3], dtype=dtype)
     g = g1.to(dtype)
     m = code > 2
     s0 = (code - 4 * m.view(torch.int8)).mul_(m)
@@ -36,12 +47,12 @@ def finish_torch(g1, code, store, indices, offsets, flips, padding, alpha, alpha
     grad_alpha_omega = (g * omega).mul_(m).sum()
     change = (alpha / (alpha_omega + 1e-7)) * capture_sign_torch(g1)
     omega = omega.add_(change).clamp_(-1, 1)
-    scatter_crop(store, encode(omega, store.dtype), indices, offsets, flips)
+    scatter_crop(store, encode(omega, store.dtype), crops)
     return torch.stack((grad_alpha, grad_alpha_omega))
 
 
 @jit
-def _finish_kernel(
+def _update_omega_kernel(
     g1_ptr,  # any float [B, H, W, C]
     code_ptr,  # i8 [B, H, W, C]
     store_ptr,  # [N, H + 2 PADDING, W + 2 PADDING, C], read and written
@@ -86,22 +97,32 @@ def _finish_kernel(
     store_value(omega_ptr, clip(omega + change, -1.0, 1.0), mask, LEVELS)
 
 
-def plan_finish(g1, code, store, indices, offsets, flips, padding, alpha, alpha_omega, eps) -> Launch:
-    """The launch of `finish`; its output is the tensor of partial sums [2, programs]."""
+def plan_update_omega(
+    g1: Tensor,
+    code: Tensor,
+    store: Tensor,
+    crops: Crops,
+    *,
+    padding: int,
+    alpha: Tensor,
+    alpha_omega: Tensor,
+    eps: float,
+) -> Launch:
+    """The launch of `update_omega`; its output is the tensor of partial sums [2, programs]."""
     _check(g1, code, store, padding)
     batch, height, width, channels = g1.shape
-    grid = (batch, blocks(height * width * channels, BLOCK))
+    grid = (batch, cdiv(height * width * channels, BLOCK))
     partials = torch.empty((2, grid[0] * grid[1]), dtype=torch.float32, device=g1.device)
     return Launch(
-        kernel=_finish_kernel,
+        kernel=_update_omega_kernel,
         grid=grid,
         args=(
             g1.contiguous(),
             code.contiguous(),
             store,
-            indices.contiguous(),
-            offsets.contiguous(),
-            flips.contiguous().view(torch.uint8),
+            crops.indices.contiguous(),
+            crops.offsets.contiguous(),
+            crops.flips.contiguous().view(torch.uint8),
             alpha,
             alpha_omega,
             partials,
@@ -112,24 +133,45 @@ def plan_finish(g1, code, store, indices, offsets, flips, padding, alpha, alpha_
     )
 
 
-def finish_triton(g1, code, store, indices, offsets, flips, padding, alpha, alpha_omega, eps):
-    """Triton launcher of `finish` (alpha and alpha_omega in float32)."""
-    (partials,) = plan_finish(g1, code, store, indices, offsets, flips, padding, alpha, alpha_omega, eps).run()
+def update_omega_triton(
+    g1: Tensor,
+    code: Tensor,
+    store: Tensor,
+    crops: Crops,
+    *,
+    padding: int,
+    alpha: Tensor,
+    alpha_omega: Tensor,
+    eps: float,
+) -> Tensor:
+    """Triton launcher of `update_omega` (alpha and alpha_omega in float32)."""
+    settings = dict(padding=padding, alpha=alpha, alpha_omega=alpha_omega, eps=eps)
+    (partials,) = plan_update_omega(g1, code, store, crops, **settings).run()
     return partials.sum(1)
 
 
 @torch.no_grad()
-def finish(g1, code, store, indices, offsets, flips, padding, alpha, alpha_omega, eps):
+def update_omega(
+    g1: Tensor,
+    code: Tensor,
+    store: Tensor,
+    crops: Crops,
+    *,
+    padding: int,
+    alpha: Tensor,
+    alpha_omega: Tensor,
+    eps: float,
+) -> Tensor:
     """Gradients [2] of the loss for (alpha, alpha_omega), in alpha_omega's dtype; `store` is updated in place.
 
-    g1: any float [B, H, W, C], gradient at x1; code: int8 [B, H, W, C] from `step`; store [N, H + 2p, W + 2p, C] (see
-    codec.py); indices: int64 [B], unique; offsets, flips, padding: as given to `start`; alpha, alpha_omega: 0-dim
-    tensors, as they were in this step's `start` and `step`; eps: radius as a fraction of the pixel range.
+    g1: any float [B, H, W, C], gradient at x1; code: int8 [B, H, W, C] from `learned_step`; store
+    [N, H + 2p, W + 2p, C] (see codec.py); crops, padding: as given to `start`; alpha, alpha_omega: 0-dim tensors, as
+    they were in this step's `start` and `learned_step`; eps: radius as a fraction of the pixel range.
     grads[0] = sum(g1 * m * s0), grads[1] = sum(g1 * m * [|alpha_omega * omega| <= eps] * omega), s0 and m from code;
     omega <- clip(omega + alpha / (alpha_omega + 1e-7) * sign(g1), -1, 1), outside the crop it keeps its value.
     The sums are deterministic.
 
     Source: APART steps 4 and 5. UserError for a wrong dtype or shape.
     """
-    call = finish_triton if on_gpu(g1, store, alpha, alpha_omega) else finish_torch
-    return call(g1, code, store, indices, offsets, flips, padding, alpha, alpha_omega, eps)
+    call = update_omega_triton if on_gpu(g1, store, alpha, alpha_omega) else update_omega_torch
+    return call(g1, code, store, crops, padding=padding, alpha=alpha, alpha_omega=alpha_omega, eps=eps)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from apart_fast.errors import UserError
+from apart_fast.kernels import Crops
 from apart_fast.loaders.batch import Batch
 from apart_fast.loaders.datasets import Split
 from apart_fast.loaders.plan import EpochPlan, share_positions
@@ -30,11 +31,14 @@ class Loader:
         progress: show a bar while data is converted ("ffcv").
 
     Attributes:
+        resident: whether `Batch.images` is the same tensor in every batch.
         num_examples: size of the share; `Batch.indices` are places in it, 0..num_examples-1.
 
     Raises:
         UserError: the batch is larger than the share, or an argument is out of range.
     """
+
+    resident = False
 
     def __init__(
         self,
@@ -106,7 +110,8 @@ class Loader:
         for images, rows, labels in self._fetch(plan, begin, order):
             part = slice(begin, begin + len(labels))
             upcoming = host[part.stop : part.stop + self.batch_size]
-            yield Batch(images, rows, labels, order[part], offsets[part], flips[part], host[part], upcoming)
+            crops = Crops(rows, order[part], offsets[part], flips[part])
+            yield Batch(images, labels, crops, host[part], upcoming, self.resident)
             begin = part.stop
 
     def _fetch(

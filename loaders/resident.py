@@ -14,6 +14,8 @@ class ResidentLoader(Loader):
     See `Loader` for the arguments.
     """
 
+    resident = True
+
     def __init__(self, split, **options):
         super().__init__(split, **options)
         # the share as a view; `contiguous` copies only when there is more than one rank

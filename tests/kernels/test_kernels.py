@@ -9,6 +9,7 @@ import copy
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -20,8 +21,7 @@ from interpreting import check, needs_triton, print_failures, run_interpreted
 
 from apart_fast import kernels
 from apart_fast.errors import UserError
-from apart_fast.kernels import KERNELS, codec
-from apart_fast.kernels import point as block
+from apart_fast.kernels import KERNELS, Crops, codec, point
 
 EPS = 8 / 255
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,13 +44,13 @@ class Problem:
         omega = np.clip(rng.standard_normal((n, height + 2 * padding, width + 2 * padding, channels)), -1, 1)
         omega[rng.random(omega.shape) < 0.1] = 0
         self.images = torch.from_numpy(images).to(device)
-        self.rows = torch.from_numpy(rng.integers(0, n, batch)).to(device)
-        self.indices = torch.from_numpy(rng.permutation(n)[:batch]).to(device)
-        self.offsets = torch.from_numpy(rng.integers(0, 2 * padding + 1, (batch, 2))).to(device)
-        self.flips = torch.from_numpy(rng.random(batch) < 0.5).to(device)
+        rows = torch.from_numpy(rng.integers(0, n, batch)).to(device)
+        indices = torch.from_numpy(rng.permutation(n)[:batch]).to(device)
+        offsets = torch.from_numpy(rng.integers(0, 2 * padding + 1, (batch, 2))).to(device)
+        flips = torch.from_numpy(rng.random(batch) < 0.5).to(device)
+        self.crops = Crops(rows, indices, offsets, flips)
         self.store = codec.encode(torch.from_numpy(omega), store).to(device)
         self.shape = (batch, height, width, channels)
-        self.crops = (self.offsets, self.flips)
         self.rng, self.device = rng, device
 
     def gradient(self, dtype=torch.float32):
@@ -103,13 +103,14 @@ def poisoned():
 
 def compare(name, *args, exact=True, **kwargs):
     """Runs the twin and the Triton kernel of `name` and compares what they return, and the tensors that they were
-    given, which only finish may change."""
+    given, which only update_omega may change."""
     both = []
     for call in (KERNELS[name].twin, KERNELS[name].triton_launcher):
         given_ = copy.deepcopy(args)  # keeps the strides
         with poisoned():
             out = call(*given_, **kwargs)
-        both.append((out if isinstance(out, tuple) else (out,), [a for a in given_ if isinstance(a, torch.Tensor)]))
+        inputs = [t for a in given_ for t in (vars(a).values() if isinstance(a, Crops) else [a])]
+        both.append((out if isinstance(out, tuple) else (out,), [t for t in inputs if isinstance(t, torch.Tensor)]))
     (expected, expected_inputs), (got, got_inputs) = both
     assert len(got) == len(expected)
     tolerance = dict(rtol=0, atol=0) if exact else dict(rtol=1e-5, atol=1e-4)
@@ -121,7 +122,7 @@ def compare(name, *args, exact=True, **kwargs):
         torch.testing.assert_close(a, b, equal_nan=True, rtol=0, atol=0)
 
 
-# batch, height, width, channels, padding: one block and many, full and part blocks, odd and even
+# batch, height, width, channels, padding: one tile and many, full and part tiles, odd and even
 SHAPES = ((1, 1, 1, 1, 0), (2, 5, 7, 3, 2), (3, 8, 6, 1, 4), (2, 32, 32, 3, 4), (1, 33, 31, 3, 1))
 
 
@@ -131,39 +132,38 @@ def start_case(device, shape, kind):
     if kind == "noise":
         start = {"noise": p.perturbation()}
     elif kind != "plain":
-        start = dict(store=p.store, indices=p.indices, scale=p.scalar(1.7 * EPS), eps=EPS)
-    compare("start", p.images, p.rows, *p.crops, p.padding, **start)
+        start = dict(store=p.store, scale=p.scalar(1.7 * EPS), eps=EPS)
+    compare("start", p.images, p.crops, p.padding, **start)
 
 
-def step_case(device, shape, dtype, d0, alpha):
+def learned_step_case(device, shape, dtype, d0, alpha):
     p = Problem(*shape, device=device)
-    x = kernels.start(p.images, p.rows, *p.crops, p.padding)[0]
+    x = kernels.start(p.images, p.crops, p.padding)[0]
     g = p.gradient(dtype)
     g.flatten()[::5] = math.nan
-    compare("step", x, p.perturbation(EPS) if d0 else None, g, p.scalar(alpha), EPS)
+    compare("learned_step", x, p.perturbation(EPS) if d0 else None, g, p.scalar(alpha), EPS)
 
 
-def finish_case(device, shape, store, dtype):
+def update_omega_case(device, shape, store, dtype):
     p = Problem(*shape, store=store, device=device)
     code = torch.tensor([-1, 0, 1, 3, 4, 5], dtype=torch.int8, device=device)[
         torch.from_numpy(p.rng.integers(0, 6, p.shape)).to(device)
     ]
-    alpha, alpha_omega = p.scalar(0.004), p.scalar(1.3 * EPS)
-    args = (code, p.store, p.indices, *p.crops, p.padding, alpha, alpha_omega, EPS)
-    compare("finish", p.gradient(dtype), *args, exact=False)
+    sizes = dict(alpha=p.scalar(0.004), alpha_omega=p.scalar(1.3 * EPS), eps=EPS)
+    compare("update_omega", p.gradient(dtype), code, p.store, p.crops, padding=p.padding, **sizes, exact=False)
 
 
-def finish_nan_case(device):
+def update_omega_nan_case(device):
     """NaN gradients leave omega as it is and show in the gradients of the step sizes."""
     p = Problem(2, 5, 7, 3, 2, device=device)
     g = p.gradient()
     g[0] = math.nan
     code = torch.full(p.shape, 4, dtype=torch.int8, device=device)
-    args = (code, p.store, p.indices, *p.crops, p.padding, p.scalar(0.004), p.scalar(EPS), EPS)
-    compare("finish", g, *args, exact=False)
+    sizes = dict(alpha=p.scalar(0.004), alpha_omega=p.scalar(EPS), eps=EPS)
+    compare("update_omega", g, code, p.store, p.crops, padding=p.padding, **sizes, exact=False)
 
 
-BLOCK_SHAPES = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 64, 8, 8), (3, 17, 9, 11))
+POINT_SHAPES = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 64, 8, 8), (3, 17, 9, 11))
 
 
 def _activation(device, shape, dtype, layout, exact_in_bfloat16):
@@ -195,7 +195,7 @@ def sign_dot_case(device, shape, dtype, layout):
 
 def projected_step_case(device, shape, dtype, bound):
     p = Problem(*shape, device=device)
-    x = kernels.start(p.images, p.rows, *p.crops, p.padding)[0]
+    x = kernels.start(p.images, p.crops, p.padding)[0]
     g = p.gradient(dtype)
     g.flatten()[::5] = math.nan
     compare("projected_step", x, (x + p.perturbation()).clamp(0, 1), g, 2 / 255, bound)
@@ -209,15 +209,16 @@ def far_case(device):
     store = torch.empty(2**31 // (36 * 36 * 3) + 9, 36, 36, 3, dtype=torch.int8, device=device)
     rows, indices = images.shape[0] - 1 - first, store.shape[0] - 1 - first
     images[rows], store[indices] = p.images[:2], p.store[:2]
+    far, near = (replace(p.crops, rows=r, indices=i) for r, i in ((rows, indices), (first, first)))
     start = dict(scale=p.scalar(EPS), eps=EPS)
-    got = KERNELS["start"].triton_launcher(images, rows, *p.crops, 2, store=store, indices=indices, **start)
-    expected = kernels.start(p.images, first, *p.crops, 2, store=p.store, indices=first, **start)
+    got = KERNELS["start"].triton_launcher(images, far, 2, store=store, **start)
+    expected = kernels.start(p.images, near, 2, store=p.store, **start)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
-    finish = (2, p.scalar(0.004), p.scalar(EPS), EPS)
+    sizes = dict(padding=2, alpha=p.scalar(0.004), alpha_omega=p.scalar(EPS), eps=EPS)
     code, g = torch.full(p.shape, 5, dtype=torch.int8, device=device), p.gradient()
-    KERNELS["finish"].triton_launcher(g, code, store, indices, *p.crops, *finish)
-    kernels.finish(g, code, p.store, first, *p.crops, *finish)
+    KERNELS["update_omega"].triton_launcher(g, code, store, far, **sizes)
+    kernels.update_omega(g, code, p.store, near, **sizes)
     assert torch.equal(store[indices], p.store[:2])
 
 
@@ -227,15 +228,15 @@ def _cases():
         for kind in ("plain", "noise", *STORES):
             yield start_case, (shape, kind)
         for k, dtype in enumerate(FLOATS):
-            yield step_case, (shape, dtype, (i + k) % 2 == 0, EPS if k == 0 else 0.6 * EPS)
-            yield finish_case, (shape, STORES[k], FLOATS[(i + k) % 3])
+            yield learned_step_case, (shape, dtype, (i + k) % 2 == 0, EPS if k == 0 else 0.6 * EPS)
+            yield update_omega_case, (shape, STORES[k], FLOATS[(i + k) % 3])
             yield projected_step_case, (shape, dtype, (EPS, math.inf)[(i + k) % 2])
-    for i, shape in enumerate(BLOCK_SHAPES):
+    for i, shape in enumerate(POINT_SHAPES):
         for k, dtype in enumerate(FLOATS):
             layout = ("contiguous", "channels_last", "gaps")[(i + k) % 3]
             for case in (capture_sign_case, add_sign_case, sign_dot_case):
                 yield case, (shape, dtype, layout)
-    yield finish_nan_case, ()
+    yield update_omega_nan_case, ()
     yield far_case, ()
 
 
@@ -272,7 +273,7 @@ def naive_pixels(p):
     _, height, width, _ = p.shape
     pad = ((p.padding,) * 2, (p.padding,) * 2, (0, 0))
     out = []
-    for row, offset, flip in zip(p.rows, p.offsets, p.flips, strict=True):
+    for row, offset, flip in zip(p.crops.rows, p.crops.offsets, p.crops.flips, strict=True):
         image = np.pad(p.images[row].numpy() / 255, pad, constant_values=0.5)
         out.append(naive_crop(image, offset, flip, height, width))
     return np.stack(out)
@@ -281,7 +282,7 @@ def naive_pixels(p):
 def naive_omega(p):
     _, height, width, _ = p.shape
     stored = p.store.double().numpy() / (127 if p.store.dtype == torch.int8 else 1)
-    crops = zip(p.indices, p.offsets, p.flips, strict=True)
+    crops = zip(p.crops.indices, p.crops.offsets, p.crops.flips, strict=True)
     return np.stack([naive_crop(stored[i], offset, flip, height, width) for i, offset, flip in crops])
 
 
@@ -301,7 +302,7 @@ problems = st.builds(
 @given(problems)
 def test_start_twin_equals_naive_loop(p):
     pixels, omega = naive_pixels(p), naive_omega(p)
-    call = (p.images, p.rows, *p.crops, p.padding)
+    call = (p.images, p.crops, p.padding)
     x, d0, x0 = kernels.start(*call, dtype=torch.float64)
     assert d0 is None and x0 is x
     np.testing.assert_array_equal(x, pixels)
@@ -312,7 +313,7 @@ def test_start_twin_equals_naive_loop(p):
     np.testing.assert_array_equal(x0, np.clip(pixels + noise.numpy(), 0, 1))
 
     scale = p.scalar(1.7 * EPS, torch.float64)
-    memory = dict(store=p.store, indices=p.indices, scale=scale, eps=EPS)
+    memory = dict(store=p.store, scale=scale, eps=EPS)
     x, d0, x0 = kernels.start(*call, dtype=torch.float64, **memory)
     np.testing.assert_array_equal(d0, np.clip(1.7 * EPS * omega, -EPS, EPS))
     np.testing.assert_array_equal(x0, np.clip(pixels + d0.numpy(), 0, 1))
@@ -320,13 +321,13 @@ def test_start_twin_equals_naive_loop(p):
 
 @settings(max_examples=40, deadline=None)
 @given(problems)
-def test_finish_twin_equals_naive_loop(p):
+def test_update_omega_twin_equals_naive_loop(p):
     g, omega, before = p.gradient(torch.float64), naive_omega(p), p.store.clone()
     code = torch.from_numpy(p.rng.choice([-1, 0, 1, 3, 4, 5], p.shape)).to(torch.int8)
     s0, m = (code.numpy() + 1) % 4 - 1, code.numpy() > 2
     alpha, alpha_omega = 0.004, 1.3 * EPS
-    scalars = (p.scalar(alpha, torch.float64), p.scalar(alpha_omega, torch.float64))
-    grads = kernels.finish(g, code, p.store, p.indices, *p.crops, p.padding, *scalars, EPS)
+    sizes = dict(alpha=p.scalar(alpha, torch.float64), alpha_omega=p.scalar(alpha_omega, torch.float64), eps=EPS)
+    grads = kernels.update_omega(g, code, p.store, p.crops, padding=p.padding, **sizes)
 
     assert grads.dtype == torch.float64
     expected = (g.numpy() * m * s0).sum(), (g.numpy() * m * (abs(alpha_omega * omega) <= EPS) * omega).sum()
@@ -334,7 +335,8 @@ def test_finish_twin_equals_naive_loop(p):
 
     new = np.clip(omega + alpha / (alpha_omega + 1e-7) * np.sign(g.numpy()), -1, 1)
     expected = before.numpy().copy()
-    for k, (i, (top, left), flip) in enumerate(zip(p.indices, p.offsets.tolist(), p.flips, strict=True)):
+    positions = (p.crops.indices, p.crops.offsets.tolist(), p.crops.flips)
+    for k, (i, (top, left), flip) in enumerate(zip(*positions, strict=True)):
         value = new[k, :, ::-1] if flip else new[k]
         value = np.rint(value * 127) if before.dtype == torch.int8 else value
         expected[i, top : top + value.shape[0], left : left + value.shape[1]] = value.astype(expected.dtype)
@@ -344,12 +346,12 @@ def test_finish_twin_equals_naive_loop(p):
 
 @settings(max_examples=40, deadline=None)
 @given(problems, st.sampled_from((torch.float32, torch.float64)), st.booleans())
-def test_step_twin_equals_naive_formula(p, dtype, with_d0):
-    x = kernels.start(p.images, p.rows, *p.crops, p.padding, dtype=dtype)[0]
+def test_learned_step_twin_equals_naive_formula(p, dtype, with_d0):
+    x = kernels.start(p.images, p.crops, p.padding, dtype=dtype)[0]
     d0 = p.perturbation(EPS, dtype) if with_d0 else None
     g = p.gradient(dtype)
     alpha, eps = p.scalar(0.6 * EPS, dtype), torch.tensor(EPS, dtype=dtype).numpy()
-    x1, code = kernels.step(x, d0, g, alpha, EPS)
+    x1, code = kernels.learned_step(x, d0, g, alpha, EPS)
 
     s0 = np.sign(g.numpy())
     pre = alpha.numpy() * s0 + (0 if d0 is None else d0.numpy())
@@ -360,22 +362,22 @@ def test_step_twin_equals_naive_formula(p, dtype, with_d0):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_step_counts_ties_as_inside(dtype):
+def test_learned_step_counts_ties_as_inside(dtype):
     eps = 1 / 32
     x = torch.tensor([0.0, eps, 0.5, 1 - eps, 1.0, 0.0, 1.0], dtype=dtype).view(1, 1, 7, 1)
     g = torch.tensor([0.0, -1, 1, 1, 0, -1, math.nan], dtype=dtype).view(1, 1, 7, 1)
-    x1, code = kernels.step(x, None, g, torch.tensor(eps, dtype=dtype), eps)
+    x1, code = kernels.learned_step(x, None, g, torch.tensor(eps, dtype=dtype), eps)
     assert x1.flatten().tolist() == [0, 0, 0.5 + eps, 1, 1, 0, 1]
     assert code.flatten().tolist() == [4, 3, 5, 5, 4, -1, 4]
     # alpha one bit above eps is outside
     above = torch.tensor(eps, dtype=dtype).nextafter(torch.tensor(1.0, dtype=dtype))
-    assert kernels.step(x, None, g, above, eps)[1].flatten().tolist() == [4, -1, 1, 1, 4, -1, 4]
+    assert kernels.learned_step(x, None, g, above, eps)[1].flatten().tolist() == [4, -1, 1, 1, 4, -1, 4]
 
 
 def test_step_size_equal_to_eps_is_a_tie_in_float32():
     """8/255 is not a float32: it must be rounded before it is compared, or FGSM's gradient for alpha is 0."""
     x = torch.full((1, 2, 2, 1), 0.5)
-    code = kernels.step(x, None, torch.ones_like(x), torch.tensor(EPS), EPS)[1]
+    code = kernels.learned_step(x, None, torch.ones_like(x), torch.tensor(EPS), EPS)[1]
     assert (code == 5).all()
 
 
@@ -395,12 +397,13 @@ def test_gradients_of_the_step_sizes_equal_autograd(store):
     x1.retain_grad()
     (torch.sin(3 * x1) * weight).sum().backward()
 
-    call = (p.images, p.rows, *p.crops, p.padding)
-    memory = dict(store=p.store, indices=p.indices, scale=alpha_omega, eps=EPS)
+    call = (p.images, p.crops, p.padding)
+    memory = dict(store=p.store, scale=alpha_omega, eps=EPS)
     got_x, got_d0, _ = kernels.start(*call, dtype=torch.float64, **memory)
-    got_x1, code = kernels.step(got_x, got_d0, g0, alpha, EPS)
+    got_x1, code = kernels.learned_step(got_x, got_d0, g0, alpha, EPS)
     torch.testing.assert_close(got_x1, x1)
-    grads = kernels.finish(x1.grad, code, p.store, p.indices, *p.crops, p.padding, alpha, alpha_omega, EPS)
+    sizes = dict(alpha=alpha, alpha_omega=alpha_omega, eps=EPS)
+    grads = kernels.update_omega(x1.grad, code, p.store, p.crops, padding=p.padding, **sizes)
     assert 0 < (code > 2).double().mean() < 1 and (alpha_omega * omega).abs().max() > EPS
     torch.testing.assert_close(grads, torch.stack((alpha.grad, alpha_omega.grad)), rtol=1e-12, atol=1e-12)
 
@@ -412,11 +415,11 @@ def test_gradients_of_the_step_sizes_equal_autograd(store):
     st.sampled_from(("contiguous", "channels_last", "gaps")),
     st.sampled_from((1, 7, 1 << 20)),
 )
-def test_block_twins_equal_naive_formulas(shape, dtype, layout, chunk):
+def test_block_point_twins_equal_naive_formulas(shape, dtype, layout, chunk):
     v, s = _activation("cpu", shape, dtype, layout, False)
     v[..., ::2] = math.nan
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    with mock.patch.object(block, "CHUNK", chunk):
+    with mock.patch.object(point, "CHUNK", chunk):
         signs = kernels.capture_sign(v)
         assert signs.dtype == torch.int8
         assert torch.equal(signs, (v > 0).to(torch.int8) - (v < 0).to(torch.int8))
@@ -443,7 +446,7 @@ def test_sign_dot_of_many_half_precision_values():
 @settings(max_examples=40, deadline=None)
 @given(problems, st.sampled_from(FLOATS), st.sampled_from((EPS, 0.0, math.inf)), st.booleans())
 def test_projected_step_twin_equals_naive_formula(p, dtype, bound, channels_first):
-    x = kernels.start(p.images, p.rows, *p.crops, p.padding)[0]
+    x = kernels.start(p.images, p.crops, p.padding)[0]
     xk, g = (x + p.perturbation()).clamp(0, 1), p.gradient(dtype)
     g.flatten()[::4] = math.nan
     step, limit = np.float32(2 / 255), np.float32(bound)
@@ -482,10 +485,9 @@ def bad_calls():
     p = Problem(2, 4, 4, 3, 1)
     x = torch.zeros(p.shape)
     code = torch.zeros(p.shape, dtype=torch.int8)
-    start = (p.rows, *p.crops, p.padding)
-    memory = dict(store=p.store, indices=p.indices, scale=p.scalar(0.1), eps=EPS)
-    scalars = (p.scalar(0.1), p.scalar(0.1), EPS)
-    crop = (p.indices, *p.crops, p.padding)
+    start = (p.crops, p.padding)
+    memory = dict(store=p.store, scale=p.scalar(0.1), eps=EPS)
+    sizes = dict(padding=p.padding, alpha=p.scalar(0.1), alpha_omega=p.scalar(0.1), eps=EPS)
     return {
         "float images": lambda: kernels.start(p.images.float(), *start),
         "half inputs": lambda: kernels.start(p.images, *start, dtype=torch.bfloat16),
@@ -493,10 +495,11 @@ def bad_calls():
         "store without scale": lambda: kernels.start(p.images, *start, store=p.store),
         "bfloat16 store": lambda: kernels.start(p.images, *start, **{**memory, "store": p.store.bfloat16()}),
         "unpadded store": lambda: kernels.start(p.images, *start, **{**memory, "store": p.store[:, 1:-1, 1:-1]}),
-        "half x": lambda: kernels.step(x.half(), None, x, p.scalar(0.1), EPS),
-        "other shape": lambda: kernels.step(x, None, x[:1], p.scalar(0.1), EPS),
-        "float code": lambda: kernels.finish(x, x, p.store, *crop, *scalars),
-        "store of other padding": lambda: kernels.finish(x, code, p.store[:, 1:].contiguous(), *crop, *scalars),
+        "store without indices": lambda: kernels.start(p.images, replace(p.crops, indices=None), p.padding, **memory),
+        "half x": lambda: kernels.learned_step(x.half(), None, x, p.scalar(0.1), EPS),
+        "other shape": lambda: kernels.learned_step(x, None, x[:1], p.scalar(0.1), EPS),
+        "float code": lambda: kernels.update_omega(x, x, p.store, p.crops, **sizes),
+        "store of other padding": lambda: kernels.update_omega(x, code, p.store[:, 1:].contiguous(), p.crops, **sizes),
         "half attack": lambda: kernels.projected_step(x.half(), x.half(), x, 0.1, 0.1),
     }
 
@@ -506,6 +509,14 @@ def test_bad_input_is_one_line_of_user_error(name):
     with pytest.raises(UserError) as error:
         bad_calls()[name]()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("old", "new"), [("step", "learned_step"), ("finish", "update_omega")])
+def test_former_names_lead_to_the_kernels(old, new):
+    with pytest.warns(DeprecationWarning, match=f"is now apart_fast.kernels.{new}"):
+        assert getattr(kernels, old) is getattr(kernels, new)
+    with pytest.raises(AttributeError, match="no attribute 'steps'"):
+        kernels.steps  # noqa: B018
 
 
 def test_inputs_that_require_gradients_are_accepted_outside_autograd():

@@ -18,7 +18,7 @@ from test_kernels import FLOATS, compare, laid_out
 from torch import nn
 
 from apart_fast import Apart, UserError, build_model, kernels
-from apart_fast.kernels import point as block
+from apart_fast.kernels import point
 from apart_fast.kernels.layout import dense, same_layout
 from apart_fast.models import default_points
 from apart_fast.models.folding import fold
@@ -109,7 +109,7 @@ def test_twins_equal_relu_and_its_autograd(shape, dtype, layouts, chunk, seed):
     a = F.relu(leaf)
     (expected,) = torch.autograd.grad(a, leaf, grad)
     a = a.detach()
-    with mock.patch.object(block, "CHUNK", chunk):
+    with mock.patch.object(point, "CHUNK", chunk):
         signs, from_a = kernels.relu_capture_sign(grad, a)
         perturbed = kernels.relu_add_sign(z, s, alpha)
         dz, dot = kernels.relu_sign_dot(grad, z, s)

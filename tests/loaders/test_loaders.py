@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import replace
 from importlib.util import find_spec
 from io import FileIO
 
@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apart_fast.errors import UserError
-from apart_fast.loaders import LOADERS, EpochPlan, Split, load_dataset, make_loader, subset
+from apart_fast.loaders import LOADERS, Batch, EpochPlan, Split, load_dataset, make_loader, subset
 from apart_fast.loaders.datasets.known import DEBIAN_FASHION_MNIST
 from apart_fast.loaders.plan import share_positions
 
@@ -47,7 +47,7 @@ def make(kind, split, cache, **options):
 def seen(batch):
     """A batch with its images gathered, on the CPU, and owned by nobody else."""
     images = batch.images[batch.rows]
-    rest = (batch.labels, batch.indices, batch.offsets, batch.flips)
+    rest = (batch.labels, batch.crops.indices, batch.crops.offsets, batch.crops.flips)
     assert [t.dtype for t in (batch.rows, *rest)] == [torch.int64] * 4 + [torch.bool]
     assert len(batch) == len(images) and {t.device for t in (images, *rest)} == {batch.images.device}
     return [t.cpu().clone() for t in (images, *rest)]
@@ -159,13 +159,50 @@ def test_worker_processes_survive_an_unfinished_epoch():
             assert same(run(reference, epoch), run(loader, epoch))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_is_filled_with_other_batches(kind, cache):
+    """As the static buffers of a CUDA graph: the same tensors for good, another batch's values."""
+    with make(kind, synthetic(), cache, batch_size=100) as loader:
+        first, second, _ = loader.epoch(0)
+        copied = first.copy()
+        assert same([seen(copied)], [seen(first)]) and (copied.images is first.images) == (kind == "resident")
+        assert len(copied.changing()) == (5 if kind == "resident" else 6)
+        mine = [tensor.data_ptr() for tensor in copied.changing()]
+        assert not set(mine) & {tensor.data_ptr() for tensor in first.changing()}
+        copied.fill(second)
+        assert same([seen(copied)], [seen(second)]) and torch.equal(copied.rows, second.rows)
+        assert mine == [tensor.data_ptr() for tensor in copied.changing()]
+        assert torch.equal(copied.host_indices, second.indices) and copied.upcoming is None
+
+
+def test_a_copy_of_as_many_resident_images_as_the_batch_is_resident():
+    """What is resident is said, not guessed from lengths."""
+    with make("resident", synthetic(n=64), None) as loader:
+        (batch,) = loader.epoch(0)
+        copied = batch.copy()
+        assert batch.resident and copied.images is batch.images is loader.images
+        with pytest.raises(ValueError, match="Batch.images is another tensor than in the first step"):
+            copied.fill(replace(batch, images=batch.images.clone()))
+        with pytest.raises(ValueError, match="Batch.images is another tensor than in the first step"):
+            copied.fill(replace(batch, resident=False))
+        with pytest.raises(ValueError, match="Batch.indices is given for only one"):
+            copied.fill(replace(batch, crops=replace(batch.crops, indices=None)))
+
+
+def test_a_batch_without_memory_has_no_indices():
+    with make("resident", synthetic(), None) as loader:
+        batch = next(loader.epoch(0))
+    bare = Batch(batch.images, batch.labels, replace(batch.crops, indices=None))
+    assert bare.indices is None and bare.host_indices is None and len(bare.copy().changing()) == 5
+
+
 @needs_cuda
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_batches_on_cuda(kind, cache):
     split = synthetic(n=3000)
     with make(kind, split, cache) as host, make(kind, split, cache, device="cuda") as device:
         batch = next(device.epoch(0))
-        assert all(getattr(batch, field.name).is_cuda for field in fields(batch))
+        assert batch.images.is_cuda and all(tensor.is_cuda for tensor in batch.changing())
         assert same(run(host, 0), run(device, 0))
 
 
