@@ -15,7 +15,7 @@ from apart_fast.runs.config import DemoConfig, TrainConfig
 from apart_fast.runs.environment import environment
 from apart_fast.runs.folder import RunFolder
 from apart_fast.step.methods import get_method
-from apart_fast.training.trainer import train
+from apart_fast.training.run import train
 
 METHODS = ("apart", "standard")
 MADE = {*METHODS, "curves.png", "demo.json"}  # all that a demo leaves in its folder

@@ -13,11 +13,24 @@ class PlainLayout(nn.Module):
         super().__init__()
         self.model = model
         self.training = model.training
+        self._changed: list[Tensor] = []  # weights that came channels-last and are plain now
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] pixels of any layout -> logits."""
         # a copy even of one channel, whose two layouts look alike
         return self.model(x.clone(memory_format=torch.contiguous_format))
+
+    def make_weights_plain(self) -> None:
+        """Lay weights that are channels-last out in plain NCHW: they would make channels-last maps."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        self._changed = [t for t in tensors if t.dim() == 4 and not t.is_contiguous()]
+        self.model.to(memory_format=torch.contiguous_format)
+
+    def remove(self) -> None:
+        """Give the weights back the layout in which they came."""
+        for weight in self._changed:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        self._changed = []
 
 
 def any_layout(model: nn.Module, sample: Tensor) -> nn.Module:
@@ -30,8 +43,8 @@ def any_layout(model: nn.Module, sample: Tensor) -> nn.Module:
     if not _views_in_vain(model, sample):
         return model
     plain = PlainLayout(model)
-    if _views_in_vain(plain, sample):  # channels-last weights make channels-last maps
-        plain.to(memory_format=torch.contiguous_format)
+    if _views_in_vain(plain, sample):
+        plain.make_weights_plain()
     return plain
 
 

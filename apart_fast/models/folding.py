@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apart_fast.models.channels_last import PlainLayout
-from apart_fast.models.stem import _PRECISE, find_stem, keep_stem_precise
+from apart_fast.models.stem import find_stem, keep_stem_precise, layer_class
 
 # of the largest logit: far above rounding, far below what a wrong fold does
 _TOLERANCE = 1e-2
@@ -108,7 +108,7 @@ def _watch(model: nn.Module, sample: Tensor) -> tuple[Tensor, dict[nn.Module, nn
 
 def _foldable_conv(module: nn.Module) -> bool:
     # a subclass may compute its weights; old-style weight and spectral norm take `weight` out of the parameters
-    plain = type(module) in (nn.Conv2d, _PRECISE.get(nn.Conv2d)) and "weight" in module._parameters
+    plain = layer_class(module) is nn.Conv2d and "weight" in module._parameters
     return plain and not module._forward_hooks
 
 

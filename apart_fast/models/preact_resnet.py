@@ -76,6 +76,8 @@ class PreActResNet(nn.Module):
     What enters each block's `conv1` is a perturbation point (APART step 1).
     """
 
+    __jit_unused_properties__ = ["perturbation_points"]  # torch.jit.script would compile it
+
     def __init__(
         self,
         block: type[BasicBlock] | type[Bottleneck],

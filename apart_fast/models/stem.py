@@ -49,19 +49,46 @@ def find_stem(model: nn.Module, sample: Tensor) -> nn.Module | None:
     return called[0] if called else None
 
 
-def keep_stem_precise(model: nn.Module, sample: Tensor) -> None:
-    """Let the model's first layer compute outside autocast, in place. Without such a layer: a warning."""
+class PreciseStem:
+    """Handle of a first layer that leaves autocast."""
+
+    def __init__(self, layer: nn.Module):
+        self.layer = layer
+        self._mine = not isinstance(layer, _Precise)
+        if self._mine:
+            layer.__class__ = _precise(type(layer))
+
+    def remove(self) -> None:
+        """Give the layer the class back that it came with, unless somebody else had changed it before."""
+        if self._mine:
+            self.layer.__class__ = layer_class(self.layer)
+            self._mine = False
+
+
+def keep_stem_precise(model: nn.Module, sample: Tensor) -> PreciseStem | None:
+    """Let the model's first layer compute outside autocast, in place.
+
+    Args:
+        sample: [B, C, H, W] pixels on the model's device, to see which layer is the first.
+
+    Returns:
+        a handle with `remove()`; None, after a warning, where there is no such layer.
+    """
     stem = find_stem(model, sample)
-    if isinstance(stem, _Precise):
-        return
     if stem is None:
         warnings.warn(
             "found no first convolution to keep in float32: under mixed precision, check that a perturbation of "
             "eps/100 still reaches the network",
             stacklevel=2,
         )
-        return
-    stem.__class__ = _precise(type(stem))
+        return None
+    return PreciseStem(stem)
+
+
+def layer_class(layer: nn.Module) -> type[nn.Module]:
+    """The class of a layer as it came, whether or not it is kept precise."""
+    kind = type(layer)
+    return kind.__bases__[1] if issubclass(kind, _Precise) else kind
 
 
 def _precise(kind: type) -> type:

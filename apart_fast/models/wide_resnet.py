@@ -41,6 +41,8 @@ class WideResNet(nn.Module):
     What enters each block's `conv1` is a perturbation point (APART step 1).
     """
 
+    __jit_unused_properties__ = ["perturbation_points"]  # torch.jit.script would compile it
+
     def __init__(
         self,
         depth: int,

@@ -13,7 +13,7 @@ from apart_fast.models import build_model
 from apart_fast.runs import checkpoint
 from apart_fast.runs.config import EvaluateConfig, TrainConfig
 from apart_fast.runs.environment import environment
-from apart_fast.training import trainer
+from apart_fast.training import run
 from apart_fast.units import parse_eps
 
 
@@ -21,9 +21,9 @@ def train(config: TrainConfig) -> None:
     """`apart-fast train`, `python train.py`.
 
     Raises:
-        UserError, Stopped: see `apart_fast.training.trainer.train`.
+        UserError, Stopped: see `apart_fast.training.run.train`.
     """
-    summary, folder = trainer.train(config)
+    summary, folder = run.train(config)
     for name, judged in summary.get("test", {}).items():
         print(f"test, {name} weights: {describe(judged)}")
     print(f"run folder: {folder}")

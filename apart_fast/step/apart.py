@@ -5,29 +5,32 @@ The way of the data is `Apart.step`: start -> (pass 1 -> move) x steps -> pass 2
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apart_fast import kernels
 from apart_fast.errors import UserError
-from apart_fast.kernels.codec import encode
-from apart_fast.models.channels_last import any_layout
+from apart_fast.kernels import Crops
+from apart_fast.models.channels_last import PlainLayout, any_layout
 from apart_fast.models.default_points import default_points
 from apart_fast.models.modes import frozen
 from apart_fast.models.stem import keep_stem_precise
-from apart_fast.step.checks import check_inside
+from apart_fast.step import spans
+from apart_fast.step.checks import check_batch
+from apart_fast.step.losses import CrossEntropy
 from apart_fast.step.methods import Method, get_method
-from apart_fast.step.optimizer import SGD
+from apart_fast.step.moves import MOVES
+from apart_fast.step.perturbation import Gradients, Setting
+from apart_fast.step.places import make_memory
 from apart_fast.step.points import BlockPoints
-from apart_fast.step.staging import make_memory
+from apart_fast.step.remember import REMEMBER
+from apart_fast.step.spans import span
+from apart_fast.step.starts import STARTS
+from apart_fast.step.step_sizes import StepSizes
 from apart_fast.units import parse_eps
-
-STEP_SIZE_START = 1e-4  # alpha and alpha_omega of the released run; alpha_b start at 0
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,6 @@ class StepResult:
     loss: Tensor
     start_loss: Tensor
     correct: Tensor
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a batch lies: rows of `images`, rows of the memory's store, crop offsets and flips."""
-
-    images: Tensor
-    rows: Tensor
-    indices: Tensor | None
-    offsets: Tensor
-    flips: Tensor
 
 
 class Apart:
@@ -117,22 +109,20 @@ class Apart:
         seed: int = 0,
     ):
         self.model, self.amp, self.scaler = model, amp, scaler
-        self.method = get_method(method)
+        self.method = method = get_method(method)
         self.eps = parse_eps(eps)
         if amp == torch.float16 and scaler is None:
             raise UserError("float16 needs a torch.amp.GradScaler (scaler=...), or gradients vanish: or use bfloat16")
         self.padding, self.flip, self.dtype = padding, flip, dtype
         self.image_shape = tuple(image_shape)
-        self.label_smoothing = label_smoothing
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.last: StepResult | None = None
 
         self.points = None
-        if self.method.blocks:
+        if method.blocks:
             self.points = BlockPoints(model, default_points(model) if points is None else points)
         self.memory = None
-        if self.method.start == "memory":
+        if method.start == "memory":
             if omega_dtype is None:
                 omega_dtype = torch.float64 if dtype == torch.float64 else torch.float16
             self.memory = make_memory(
@@ -141,22 +131,28 @@ class Apart:
             self.memory.reset(self.generator)
         elif omega_device != "device":
             raise UserError(
-                f"omega_device {omega_device}: the method {self.method.name} remembers nothing; leave it out, "
+                f"omega_device {omega_device}: the method {method.name} remembers nothing; leave it out, "
                 "or choose apart, fgsm+ or atta-k"
             )
-        n = 2 + (len(self.points) if self.points else 0)
-        self.step_sizes = torch.zeros(n, dtype=dtype, device=self.device)
-        if self.method.learned:
-            self.step_sizes[:2] = STEP_SIZE_START
-        self.step_optimizer = SGD([self.step_sizes], lr=eta, momentum=0.9, weight_decay=decay, maximize=True)
-        self._memory_scale = None  # of a memory whose scale is not learned
-        if self.method.start_size is not None:
-            size = max(self.method.start_size * self.eps, torch.finfo(dtype).tiny)  # eps 0: no 0 / 0
-            self._memory_scale = torch.tensor(size, dtype=dtype, device=self.device)
+        self.sizes = StepSizes(
+            len(self.points) if self.points else 0,
+            learned=method.learned,
+            eta=eta,
+            decay=decay,
+            dtype=dtype,
+            device=self.device,
+        )
+        fixed_scale = None  # of a memory whose scale is not learned
+        if method.start_size is not None:
+            size = max(method.start_size * self.eps, torch.finfo(dtype).tiny)  # eps 0: no 0 / 0
+            fixed_scale = torch.tensor(size, dtype=dtype, device=self.device)
+        self._setting = Setting(
+            method, self.eps, padding, dtype, self.generator, self.sizes, self.memory, fixed_scale=fixed_scale
+        )
         sample = torch.zeros(2, *self.image_shape, dtype=dtype, device=self.device).permute(0, 3, 1, 2)
         self._network = any_layout(model, sample)
-        if amp is not None:
-            keep_stem_precise(self._network, sample)
+        self._stem = keep_stem_precise(self._network, sample) if amp is not None else None
+        self.loss = CrossEntropy(self._network, amp, label_smoothing)
 
     # ---- the step
 
@@ -184,26 +180,40 @@ class Apart:
         `indices` is missing or a tensor has another shape or dtype, IndexError for an example, row or offset out of
         range (on a GPU a device-side assertion).
         """
-        if not self.model.training:
-            raise ValueError("the model is in eval mode: call model.train() before a training step")
-        if self.memory is not None and indices is None:
-            raise ValueError(f"method {self.method.name} remembers: give the indices of the examples")
-        self._check_batch(images, labels, indices=indices, rows=rows, offsets=offsets, flips=flips)
+        self._check(images, labels, indices=indices, rows=rows, offsets=offsets, flips=flips)
         with self.omega_at_hand(indices):
-            place = self._place(images, labels, indices, rows, offsets, flips)
-            x, d0, adversarial = _STARTS[self.method.start](self, place)
-            start_loss, signs, code = None, None, None
-            for _ in range(self.method.steps):
-                loss, g, signs = self._pass1(adversarial, labels)
-                start_loss = loss if start_loss is None else start_loss
-                adversarial, code = _MOVES[self.method.learned](self, x, d0, adversarial, g)
-            loss, correct, g1, block_grads = self._pass2(adversarial, labels, signs)
-            _MEMORIES[self.method.remembers](self, place, x, adversarial, g1, code, block_grads)
+            with span(spans.START):
+                crops = self._draw(len(labels), indices, rows, offsets, flips)
+            return self._step(images, labels, crops)
 
-        self.last = StepResult(loss, loss if start_loss is None else start_loss, correct)
-        return self.last
+    def step_crops(self, images: Tensor, labels: Tensor, crops: Crops) -> StepResult:
+        """`step` on crops that a loader has drawn: of `batch.images, batch.labels, batch.crops`."""
+        self._check(images, labels, **vars(crops))
+        with self.omega_at_hand(crops.indices):
+            return self._step(images, labels, crops)
 
-    def omega_at_hand(self, indices: Tensor | None, upcoming: Tensor | None = None) -> AbstractContextManager:
+    def _step(self, images: Tensor, labels: Tensor, crops: Crops) -> StepResult:
+        method, setting = self.method, self._setting
+        start_loss, signs = None, None
+        with span(spans.START):
+            if self.memory is not None:
+                crops = replace(crops, indices=self.memory.rows(crops.indices))
+            made = STARTS[method.start](setting, images, crops)
+        for _ in range(method.steps):
+            with span(spans.PASS_1):
+                loss, gradient, signs = self._pass1(made.point, labels)
+            with span(spans.MOVE):
+                made = MOVES[method.learned](setting, made, gradient)
+            start_loss = loss if start_loss is None else start_loss
+        with span(spans.PASS_2):
+            loss, correct, gradients = self._pass2(made.point, labels, signs)
+        with span(spans.REMEMBER):
+            size_grads = REMEMBER[method.remembers](setting, crops, made, gradients)
+            if size_grads is not None:
+                self.sizes.update(size_grads, self.scaler)
+        return StepResult(loss, loss if start_loss is None else start_loss, correct)
+
+    def omega_at_hand(self, indices: Tensor | None, upcoming: Tensor | None = None) -> AbstractContextManager[None]:
         """Within: what is remembered of the examples `indices` is on the device; a `step` with them belongs in here.
 
         `step` does this by itself. Where omega lies on the host or on disk, it is quicker to do it around the step:
@@ -217,73 +227,55 @@ class Apart:
             indices: int64 [B].
             upcoming: int64, `indices` of the next step: theirs is fetched while this step runs.
         """
-        return nullcontext() if self.memory is None else self.memory.at_hand(indices, upcoming)
+        if self.memory is None:
+            return nullcontext()
+        if indices is None:
+            raise ValueError(f"method {self.method.name} remembers: give the indices of the examples")
+        return self.memory.at_hand(indices, upcoming)
 
-    def _check_batch(self, images: Tensor, labels: Tensor, **of_each: Tensor | None) -> None:
-        """Refuse shapes, dtypes, offsets and rows with which a kernel would read beside the tensors."""
-        n = len(labels)
-        if labels.shape != (n,) or labels.dtype != torch.int64:
-            raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}: give int64 [B]")
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(f"images are {tuple(images.shape)}: give [B, {', '.join(map(str, self.image_shape))}]")
-        if of_each["rows"] is None and len(images) != n:
-            raise ValueError(f"{len(images)} images and {n} labels: give as many, or rows")
-        for name, tensor in of_each.items():
-            shape = (n, 2) if name == "offsets" else (n,)
-            dtype = torch.bool if name == "flips" else torch.int64
-            if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype):
-                raise ValueError(f"{name} are {tensor.dtype} {tuple(tensor.shape)}: give {dtype} {shape}")
-        if (offsets := of_each["offsets"]) is not None:
-            check_inside(offsets, 2 * self.padding + 1, f"an offset is outside of 0..{2 * self.padding}")
-        if (rows := of_each["rows"]) is not None:
-            check_inside(rows, len(images), f"a row is outside of 0..{len(images) - 1}, those of images")
+    def _check(self, images: Tensor, labels: Tensor, **each: Tensor | None) -> None:
+        if not self.model.training:
+            raise ValueError("the model is in eval mode: call model.train() before a training step")
+        check_batch(images, labels, self.image_shape, self.padding, **each)
 
-    def _place(self, images, labels, indices, rows, offsets, flips) -> Placement:
-        n, device = len(labels), self.device
+    def _draw(self, n: int, indices, rows, offsets, flips) -> Crops:
+        """Crops of `n` examples; what the caller did not give is drawn."""
         if rows is None:
-            rows = torch.arange(n, device=device)
+            rows = torch.arange(n, device=self.device)
         if offsets is None:
-            offsets = torch.randint(0, 2 * self.padding + 1, (n, 2), device=device, generator=self.generator)
+            offsets = torch.randint(0, 2 * self.padding + 1, (n, 2), device=self.device, generator=self.generator)
         if flips is None:
-            flips = torch.rand(n, device=device, generator=self.generator) < (0.5 if self.flip else 0.0)
-        mine = indices if self.memory is None else self.memory.rows(indices)
-        return Placement(images, rows, mine, offsets, flips)
+            flips = torch.rand(n, device=self.device, generator=self.generator) < (0.5 if self.flip else 0.0)
+        return Crops(rows, indices, offsets, flips)
 
     def _pass1(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor] | None]:
         """Loss, input gradient (times a positive scale) and the signs at the block points; no weight gradients."""
         x = x.detach().requires_grad_()
         with frozen(self.model), self.points.capturing() if self.points else nullcontext() as signs:
-            loss, _ = self._loss(x, labels)
-            (g,) = torch.autograd.grad(self._scaled(loss), x)
-        return loss.detach(), g, signs
+            loss, _ = self.loss(x, labels)
+            (gradient,) = torch.autograd.grad(self._scaled(loss), x)
+        return loss.detach(), gradient, signs
 
-    def _pass2(self, x: Tensor, labels: Tensor, signs: list[Tensor] | None):
-        """Loss, right answers, input gradient and gradients of the block steps; weight gradients go to `p.grad`."""
+    def _pass2(self, x: Tensor, labels: Tensor, signs: list[Tensor] | None) -> tuple[Tensor, Tensor, Gradients | None]:
+        """Loss, right answers, and gradients of input and block steps; weight gradients go to `p.grad`."""
         x = x.detach().requires_grad_(self.method.learned)
-        alphas = self.step_sizes[2:].detach().requires_grad_() if self.points else None
+        alphas = self.sizes.blocks.detach().requires_grad_() if self.points else None
         with self.points.perturbing(signs, alphas.unbind()) if self.points else nullcontext():
-            loss, logits = self._loss(x, labels)
+            loss, logits = self.loss(x, labels)
         self._scaled(loss).backward()
         correct = (logits.detach().argmax(1) == labels).sum()
-        return loss.detach(), correct, x.grad, None if alphas is None else alphas.grad
-
-    def _loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
-            logits = self._network(x.permute(0, 3, 1, 2))
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), logits
+        gradients = Gradients(x.grad, None if alphas is None else alphas.grad) if self.method.learned else None
+        return loss.detach(), correct, gradients
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return self.scaler.scale(loss) if self.scaler is not None else loss
 
-    def _update_step_sizes(self, grads: Tensor) -> None:
-        self.step_sizes.grad = grads
-        if self.scaler is None:
-            self.step_optimizer.step()
-        else:
-            self.scaler.step(self.step_optimizer)
-
     # ---- what can be read and set
+
+    @property
+    def step_sizes(self) -> Tensor:
+        """alpha, alpha_omega and the alpha_b of the block points, [2 + points], on the device."""
+        return self.sizes.values
 
     @property
     def alpha(self) -> Tensor:
@@ -314,7 +306,7 @@ class Apart:
 
     def set_rates(self, eta: float | None = None, momentum: float | None = None) -> None:
         """Learning rate and momentum of the step sizes for the next steps (a schedule calls it)."""
-        self.step_optimizer.set(eta, momentum)
+        self.sizes.optimizer.set(eta, momentum)
 
     def start_epoch(self, epoch: int) -> None:
         """Say that epoch `epoch` (from 0) begins: a method with `reset_every` draws its memory anew there."""
@@ -326,7 +318,7 @@ class Apart:
         """All that a later step depends on, apart from the model."""
         state = {
             "step_sizes": self.step_sizes,
-            "velocity": self.step_optimizer.velocities()[0],
+            "velocity": self.sizes.optimizer.velocities()[0],
             "generator": self.generator.get_state(),
         }
         return state | ({"memory": self.memory.contents()} if self.memory is not None else {})
@@ -363,89 +355,13 @@ class Apart:
             self.generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
     def remove(self) -> None:
-        """Take the block points' hooks off the model (torch.save takes no whole model with hooks)."""
+        """Leave the model as it came: its layers' classes, its hooks, the layout of its weights.
+
+        No step can be made afterwards.
+        """
         if self.points:
             self.points.remove()
-
-
-# ---- starts: (x, d0, x0), each [B, H, W, C]
-
-
-def _crop(apart: Apart, place: Placement, **start) -> tuple[Tensor, Tensor | None, Tensor]:
-    return kernels.start(
-        place.images, place.rows, place.offsets, place.flips, apart.padding, dtype=apart.dtype, **start
-    )
-
-
-def _start_zero(apart: Apart, place: Placement):
-    return _crop(apart, place)
-
-
-def _start_uniform(apart: Apart, place: Placement):
-    half = apart.method.start_size * apart.eps
-    noise = torch.empty(len(place.rows), *apart.image_shape, dtype=apart.dtype, device=apart.device)
-    return _crop(apart, place, noise=noise.uniform_(-half, half, generator=apart.generator))
-
-
-def _start_memory(apart: Apart, place: Placement):
-    scale = apart.alpha_omega if apart._memory_scale is None else apart._memory_scale
-    return _crop(apart, place, store=apart.memory.store, indices=place.indices, scale=scale, eps=apart.eps)
-
-
-_STARTS: dict[str, Callable] = {
-    "none": _start_zero,
-    "zero": _start_zero,
-    "uniform": _start_uniform,
-    "memory": _start_memory,
-}
-
-
-# ---- moves: (next adversarial image, code of signs and masks)
-
-
-def _move_fixed(apart: Apart, x: Tensor, _d0, adversarial: Tensor, g: Tensor):
-    bound = apart.eps if apart.method.project else float("inf")
-    return kernels.projected_step(x, adversarial, g, apart.method.step_size * apart.eps, bound), None
-
-
-def _move_learned(apart: Apart, x: Tensor, d0: Tensor, _adversarial, g: Tensor):
-    return kernels.step(x, d0, g, apart.alpha, apart.eps)
-
-
-_MOVES: dict[bool, Callable] = {False: _move_fixed, True: _move_learned}
-
-
-# ---- memories: what the step leaves for the example's next visit
-
-
-def _remember_nothing(*_):
-    return
-
-
-def _remember_perturbation(apart: Apart, place: Placement, x: Tensor, adversarial: Tensor, *_):
-    store = apart.memory.store
-    values = encode(((adversarial - x) / apart._memory_scale).clamp_(-1, 1), store.dtype)
-    kernels.scatter_crop(store, values, place.indices, place.offsets, place.flips)
-
-
-def _remember_direction(apart: Apart, place: Placement, _x, _adversarial, g1: Tensor, code: Tensor, block_grads):
-    grads = kernels.finish(
-        g1,
-        code,
-        apart.memory.store,
-        place.indices,
-        place.offsets,
-        place.flips,
-        apart.padding,
-        apart.alpha,
-        apart.alpha_omega,
-        apart.eps,
-    )
-    apart._update_step_sizes(grads if block_grads is None else torch.cat([grads, block_grads.to(grads.dtype)]))
-
-
-_MEMORIES: dict[str, Callable] = {
-    "nothing": _remember_nothing,
-    "perturbation": _remember_perturbation,
-    "direction": _remember_direction,
-}
+        if self._stem is not None:
+            self._stem.remove()
+        if isinstance(self._network, PlainLayout):
+            self._network.remove()

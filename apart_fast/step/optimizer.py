@@ -51,10 +51,12 @@ class SGD(torch.optim.Optimizer):
         return [self.state[p]["momentum_buffer"] for group in self.param_groups for p in group["params"]]
 
     def load_velocities(self, velocities: list[Tensor]) -> None:
-        """Copy saved momentum buffers in; ValueError when number or shapes differ."""
-        for mine, saved in zip(self.velocities(), velocities, strict=True):
+        """Copy saved momentum buffers in; ValueError when number or shapes differ, and then none is copied."""
+        pairs = list(zip(self.velocities(), velocities, strict=True))
+        for mine, saved in pairs:
             if mine.shape != saved.shape:
                 raise ValueError(f"momentum buffer of shape {tuple(saved.shape)}, expected {tuple(mine.shape)}")
+        for mine, saved in pairs:
             mine.copy_(saved)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class WeightAverage:
@@ -20,7 +20,12 @@ class WeightAverage:
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self._pairs = (list(self.model.parameters()), list(model.parameters()))
-        self._buffers = (list(self.model.buffers()), list(model.buffers()))
+        # (average's, model's) buffers of each dtype: those of one dtype are copied by one kernel
+        self._buffers: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            into, out_of = self._buffers.setdefault(mine.dtype, ([], []))
+            into.append(mine)
+            out_of.append(theirs)
         self._rate = torch.ones((), device=next(model.parameters()).device)
 
     def schedule(self, step: int) -> None:
@@ -34,5 +39,5 @@ class WeightAverage:
         differences = torch._foreach_sub(theirs, mine)
         torch._foreach_mul_(differences, self._rate)
         torch._foreach_add_(mine, differences)
-        for average, buffer in zip(*self._buffers, strict=True):
-            average.copy_(buffer)
+        for buffers in self._buffers.values():
+            torch._foreach_copy_(*buffers)

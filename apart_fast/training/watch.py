@@ -1,14 +1,26 @@
-"""Early warning of a collapse ("robustness drop", catastrophic overfitting) from a cheap probe after each epoch."""
+"""What is watched after each epoch: a cheap probe for collapse, validation, and the best weights so far."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-LOST = 0.5  # a collapse: more than this share of the best probe accuracy is gone ...
-LEAST = 0.08  # ... and at least this much, which chance does not do on 256 images (3 standard errors at 0.2)
+import torch
+from tqdm import tqdm
+
+from apart_fast.evaluation.judge import Report, evaluate
+from apart_fast.loaders import Split
+from apart_fast.runs.config import TrainConfig
+from apart_fast.training.execution import plain_model
+from apart_fast.training.setup import Parts
+from apart_fast.units import parse_eps
+
+LOST_SHARE = 0.5  # a collapse: more than this share of the best probe accuracy is gone ...
+LEAST_LOSS = 0.08  # ... and at least this much, which chance does not do on 256 images (3 standard errors at 0.2)
 
 
 @dataclass
 class CollapseWatch:
-    """Feed it the robust accuracy of each epoch's probe.
+    """Early warning of a collapse ("robustness drop", catastrophic overfitting), from the accuracy of each probe.
 
     Attributes:
         best: highest probe accuracy so far.
@@ -24,8 +36,99 @@ class CollapseWatch:
         """Take the probe of an epoch (from 1); True when a collapse begins with it."""
         self.best = max(self.best, accuracy)
         lost = self.best - accuracy
-        before, self.collapsed = self.collapsed, lost > LOST * self.best and lost >= LEAST
+        before, self.collapsed = self.collapsed, lost > LOST_SHARE * self.best and lost >= LEAST_LOSS
         if self.collapsed and not before:
             self.epochs.append(epoch)
             return True
         return False
+
+
+class Judge:
+    """Accuracy of a run's weights (averaged, where there are any) as its settings want it."""
+
+    def __init__(self, config: TrainConfig, parts: Parts, compiled: bool):
+        self._config, self._parts, self._compiled = config, parts, compiled
+        self.eps = parse_eps(config.eval_eps)
+
+    def __call__(
+        self, split: Split, attacks: tuple[str, ...], amp: torch.dtype | None, progress: bool = False
+    ) -> Report:
+        """Judge on `split`; `amp`: of the search for adversarial images; `progress`: with a bar."""
+        with plain_model(self._compiled):
+            return evaluate(
+                self._parts.judged_model,
+                split.images,
+                split.labels,
+                eps=self.eps,
+                attacks=attacks,
+                batch_size=max(self._config.batch_size, 128),
+                seed=self._config.seed,
+                device=self._parts.device,
+                amp=amp,
+                progress=progress and self._config.progress,
+            )
+
+
+class Best(Protocol):
+    """Which weights are the best so far (see `Progress`)."""
+
+    best_accuracy: float
+    best_epoch: int
+    best_by: str
+
+
+class EpochWatch:
+    """Probe, validation and the choice of the best weights after each epoch.
+
+    Args:
+        judge: what measures.
+        best: where the choice is kept; read and written.
+        save_best: called with the epoch (from 1) whose weights are the best so far.
+        robust: whether the method makes a network robust at all: ordinary training has no robustness to lose.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        parts: Parts,
+        judge: Judge,
+        collapse: CollapseWatch,
+        best: Best,
+        save_best: Callable[[int], None],
+    ):
+        self._config, self._splits = config, parts.splits
+        self._robust = parts.apart.method.steps > 0
+        self._judge, self._collapse, self._best, self._save_best = judge, collapse, best, save_best
+        # evaluation offers no float16: without loss scaling its input gradients underflow
+        self._amp = torch.bfloat16 if config.amp else None
+
+    def __call__(self, epoch: int) -> dict:
+        """Look at the weights after `epoch` (from 1); what was found, by its names in metrics.jsonl."""
+        record: dict = {}
+        if self._splits.probe is not None:
+            record["probe_pgd10"] = accuracy = self._probe(self._splits.probe, epoch)
+            if not self._best.best_by == "validation":
+                self._keep_best(epoch, accuracy, "probe")
+        if epoch % self._config.val_every == 0 or epoch == self._config.epochs:
+            report = self._judge(self._splits.val, ("clean", "pgd-20"), self._amp)
+            record |= {"val_clean": report.attacks["clean"].accuracy, "val_pgd20": report.attacks["pgd-20"].accuracy}
+            if self._best.best_by == "probe" and not self._collapse.collapsed:
+                self._best.best_accuracy = -1.0  # a validated epoch outranks a probed one
+            self._keep_best(epoch, record["val_pgd20"], "validation")
+        record["collapsed"] = self._collapse.collapsed
+        return record
+
+    def _probe(self, split: Split, epoch: int) -> float:
+        accuracy = self._judge(split, ("pgd-10",), self._amp).attacks["pgd-10"].accuracy
+        if self._robust and self._collapse.update(epoch, accuracy):
+            tqdm.write(
+                f"warning: collapsed at epoch {epoch}: PGD-10 probe {accuracy:.1%} after {self._collapse.best:.1%}; "
+                "the best checkpoint is from before"
+            )
+        return accuracy
+
+    def _keep_best(self, epoch: int, accuracy: float, by: str) -> None:
+        best = self._best
+        if accuracy > best.best_accuracy:
+            best.best_accuracy, best.best_epoch, best.best_by = accuracy, epoch, by
+            self._save_best(epoch)

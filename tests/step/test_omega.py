@@ -12,21 +12,19 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-import tyro
 
 from apart_fast import Apart, UserError, build_model
 from apart_fast.cli import main
 from apart_fast.evaluation.judge import reproducible
-from apart_fast.loaders import Split, load_dataset, make_loader
-from apart_fast.measure import profiling
+from apart_fast.loaders import Split, make_loader
 from apart_fast.runs import checkpoint
-from apart_fast.runs.config import TrainConfig
-from apart_fast.runs.folder import RunFolder
-from apart_fast.step import staging
+from apart_fast.step import places, transfer
 from apart_fast.step.omega import Memory
 from apart_fast.step.optimizer import SGD
-from apart_fast.step.staging import StagedMemory, make_memory
-from apart_fast.training.graph import GraphedStep
+from apart_fast.step.places import make_memory
+from apart_fast.step.staging import StagedMemory
+from apart_fast.training import trainer as trainer_module
+from apart_fast.training.execution import GraphedStep
 from apart_fast.training.trainer import Trainer
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -102,7 +100,7 @@ class Event:
 
 @pytest.fixture
 def fake_cuda(monkeypatch):
-    """Makes a `World` in which the lane of CUDA runs."""
+    """Makes a `World` in which the transfers of CUDA run."""
     empty = torch.empty
 
     def make(seed):
@@ -112,14 +110,14 @@ def fake_cuda(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
         monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **rest: empty(*args, **rest))
-        monkeypatch.setattr(staging, "_copy", lambda to, source: world.put(lambda: to.copy_(source)))
-        monkeypatch.setitem(staging._LANES, "cpu", staging._CudaLane)
+        monkeypatch.setattr(transfer, "_copy", lambda to, source: world.put(lambda: to.copy_(source)))
+        monkeypatch.setitem(transfer.TRANSFERS, "cpu", transfer.CudaTransfer)
         return world
 
     return make
 
 
-class SlowLane(staging._HostLane):
+class SlowTransfer(transfer.HostTransfer):
     """The worker takes its time before each job."""
 
     def wait_sent(self):
@@ -169,14 +167,14 @@ def test_every_visit_sees_the_one_before_on_streams_that_take_any_order(fake_cud
 
 @pytest.mark.parametrize("seed", range(4))
 def test_every_visit_sees_the_one_before_with_a_slow_worker(monkeypatch, seed):
-    monkeypatch.setitem(staging._LANES, "cpu", SlowLane)
+    monkeypatch.setitem(transfer.TRANSFERS, "cpu", SlowTransfer)
     memory = StagedMemory(home(), CPU)
     expected = visit(memory, seed)
     assert torch.equal(memory.contents(), expected)
 
 
 @needs_gpu
-@pytest.mark.parametrize("kind", list(staging.MEMORIES))
+@pytest.mark.parametrize("kind", list(places.PLACES))
 def test_every_visit_sees_the_one_before_on_a_gpu(kind, tmp_path):
     memory = make_memory(kind, 22, (2, 1, 3), 0, torch.float32, torch.device("cuda"), tmp_path)
     busy = torch.rand(2000, 2000, device="cuda")
@@ -208,7 +206,7 @@ def test_rows_are_fetched_ahead_but_never_before_they_are_written():
 
 def test_only_a_row_that_is_still_on_its_way_is_waited_for(monkeypatch):
     arrived = threading.Event()
-    monkeypatch.setattr(staging._HostLane, "wait_arrived", lambda self: arrived.wait(10))
+    monkeypatch.setattr(transfer.HostTransfer, "wait_arrived", lambda self: arrived.wait(10))
     memory = StagedMemory(home(), CPU)
     with memory.at_hand(torch.tensor([0, 1]), torch.tensor([2, 3])):
         memory.store.fill_(7)
@@ -250,7 +248,7 @@ def test_what_the_caller_may_do():
 
 def test_a_captured_graph_keeps_its_rows(monkeypatch):
     memory = StagedMemory(home(), CPU)
-    monkeypatch.setattr(staging._HostLane, "capturing", lambda self: True)
+    monkeypatch.setattr(transfer.HostTransfer, "capturing", lambda self: True)
     with memory.at_hand(torch.arange(4)):
         memory.rows(torch.arange(4))
     with memory.at_hand(torch.arange(3)):
@@ -263,7 +261,7 @@ def test_a_captured_graph_keeps_its_rows(monkeypatch):
 def test_the_same_numbers_wherever_rows_lie(dtype, tmp_path):
     values = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     rows, contents = torch.tensor([4, 0, 6]), []
-    for kind in staging.MEMORIES:
+    for kind in places.PLACES:
         memory = make_memory(kind, 7, SHAPE, 2, dtype, CPU, tmp_path)
         assert memory.nbytes == 7 * 16 * 16 * 3 * dtype.itemsize
         memory.reset(torch.Generator().manual_seed(1))
@@ -348,7 +346,7 @@ QUICK = ["--epochs", "2", "--no-test", "--probe-images", "1", "--val-every", "9"
 @pytest.fixture(scope="module", autouse=True)
 def no_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_finish", lambda self: {})
+        patch.setattr(trainer_module, "finish", lambda *_: {})
         yield
 
 
@@ -393,17 +391,6 @@ def test_disk_resumes_bitwise_in_mid_epoch(on_device, settings, tmp_path, monkey
     assert_same_run(out, on_device)
 
 
-def test_a_profile_counts_the_transfers(settings, tmp_path):
-    config = tyro.cli(TrainConfig, args=[*settings, "--omega-device", "disk", "--out", str(tmp_path / "run")])
-    trainer = Trainer(config, RunFolder.choose(config), load_dataset(config.dataset, config.data_dir, progress=False))
-    watch = profiling._Stopwatch(profiling._HostClock(CPU))
-    with profiling._phases_timed(trainer, watch), watch.step():
-        trainer.step(next(trainer.loader.epoch(0)))
-    phases = [name for name, *_ in watch.steps[0]]
-    assert phases.count("start") == 2 and phases.count("finish") == 2
-    assert not {"_bring", "_put_back"} & set(vars(trainer.apart.memory))
-
-
 # ---- what cannot be
 
 
@@ -441,13 +428,13 @@ def test_bad_places_are_told(tmp_path, monkeypatch):
         Apart(tiny(), 6, SHAPE, omega_device="disk")
     with pytest.raises(UserError, match="unknown omega_device 'disc': choose one of device, host, disk"):
         Apart(tiny(), 6, SHAPE, omega_device="disc")
-    monkeypatch.setattr(staging, "_available_bytes", lambda: 1000)
+    monkeypatch.setattr(places, "_available_bytes", lambda: 1000)
     with pytest.raises(UserError, match="of host memory, and 0.0 GB are free: store it as int8, or on disk"):
         Apart(tiny(), 6, SHAPE, omega_device="host")
 
 
 def test_free_host_memory_is_known():
-    assert 2**26 < staging._available_bytes() < float("inf")
+    assert 2**26 < places._available_bytes() < float("inf")
     assert type(make_memory("host", 2, SHAPE, 2, torch.int8, CPU)) is Memory  # nothing to stage on the CPU
 
 
@@ -471,9 +458,7 @@ def test_graph_with_omega_elsewhere_agrees_with_eager_steps_on_the_device(method
 
         def step(batch, apart=apart, optimizer=optimizer, total=total):
             optimizer.zero_grad(set_to_none=True)
-            result = apart.step(
-                batch.images, batch.labels, batch.indices, rows=batch.rows, offsets=batch.offsets, flips=batch.flips
-            )
+            result = apart.step_crops(batch.images, batch.labels, batch.crops)
             optimizer.step()
             total.add_(result.loss)
 

@@ -1,17 +1,17 @@
 """The whole step as one CUDA graph: bookkeeping on any machine, results on a GPU."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from apart_fast import Apart, UserError, build_model
 from apart_fast.evaluation.judge import reproducible
+from apart_fast.graphs import WARM_UP
 from apart_fast.loaders import Split, make_loader
-from apart_fast.runs.config import TrainConfig
 from apart_fast.step.optimizer import SGD
-from apart_fast.training.graph import WARM_UP, GraphedStep
-from apart_fast.training.trainer import wants_graph
+from apart_fast.training.execution import GraphedStep, wants_graph
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -25,72 +25,84 @@ def batches(device, kind="resident", n=44, epochs=3):
             yield from loader.epoch(epoch)
 
 
-@pytest.fixture
-def fake_cuda(monkeypatch):
-    """Streams and graphs that a CPU can run: capturing records the step, replaying calls it."""
+class StandIn:
+    """What `torch.cuda` gives a capture, on the CPU: what is called within it is recorded, and a replay calls it."""
 
-    class Graph:
-        replays = 0
+    def __init__(self, monkeypatch, fails=False):
+        self.capturing, self.replays, self.current = False, 0, "default"
+        owner = self
 
-        def register_generator_state(self, generator):
-            assert isinstance(generator, torch.Generator)
+        class Graph:
+            def register_generator_state(self, generator):
+                assert isinstance(generator, torch.Generator)
 
-        def replay(self):
-            Graph.replays += 1
-            self.step()
+            def replay(self):
+                owner.replays += 1
+                owner.captured()
 
-    class Stream:
-        def wait_stream(self, other):
-            pass
+        class Stream:
+            def wait_stream(self, other):
+                pass
 
-    @contextmanager
-    def capture(graph, stream, capture_error_mode):
-        capture.on = True
-        yield
-        capture.on = False
+        @contextmanager
+        def graph(graph, stream, capture_error_mode):
+            owner.capturing, owner.current = True, stream
+            yield
+            owner.capturing = False
+            if fails:  # as torch 2.14, which leaves the other stream current
+                raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+            owner.current = "default"
 
-    @contextmanager
-    def stream(_):
-        yield
+        fakes = dict(
+            CUDAGraph=Graph,
+            Stream=Stream,
+            stream=lambda _: nullcontext(),
+            graph=graph,
+            current_stream=lambda: SimpleNamespace(wait_stream=lambda other: None, name=owner.current),
+            set_stream=lambda stream: setattr(owner, "current", stream.name),
+        )
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
 
-    capture.on = False
-    for name, fake in dict(
-        CUDAGraph=Graph, Stream=Stream, stream=stream, graph=capture, current_stream=lambda: Stream()
-    ).items():
-        monkeypatch.setattr(torch.cuda, name, fake)
-    return Graph, capture
+    def captured(self):
+        raise AssertionError("nothing was captured")
+
+
+def seen_of(batch):
+    return batch.indices.tolist(), batch.images[batch.rows].sum().item(), batch.offsets.tolist()
 
 
 @pytest.mark.parametrize("kind", ["resident", "dataloader"])
-def test_every_batch_is_done_once_in_order(fake_cuda, kind):
-    Graph, capture = fake_cuda
-    seen, captured = [], []
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_batch_is_done_once_in_order(monkeypatch, capsys, kind, fails):
+    cuda, seen, captured = StandIn(monkeypatch, fails), [], []
 
     def step(batch):
-        if capture.on:
+        if cuda.capturing:
             captured.append(batch)
-            graphed._graph.step = lambda: step(batch)
+            cuda.captured = lambda: seen.append(seen_of(batch))
         else:
-            seen.append((batch.indices.tolist(), batch.images[batch.rows].sum().item(), batch.offsets.tolist()))
+            seen.append(seen_of(batch))
 
     graphed = GraphedStep(step, 8, [torch.Generator()])
     expected = []
     for batch in batches("cpu", kind):
         graphed(batch)
-        expected.append((batch.indices.tolist(), batch.images[batch.rows].sum().item(), batch.offsets.tolist()))
+        expected.append(seen_of(batch))
     assert seen == expected
-    assert len(captured) == 1
-    assert Graph.replays == 3 * 5 - WARM_UP  # the odd last batches run eagerly
+    assert len(captured) == 1 and cuda.current == "default"  # a capture that failed is not tried again
+    assert cuda.replays == (0 if fails else 3 * 5 - WARM_UP)  # the odd last batches run eagerly
+    said = capsys.readouterr().out
+    assert ("cannot be one CUDA graph (operation not permitted when stream is capturing)" in said) == fails
 
 
 def test_a_graph_needs_a_gpu():
     cpu = torch.device("cpu")
-    assert not wants_graph(TrainConfig(), cpu) and not wants_graph(TrainConfig(graph=False), cpu)
-    assert wants_graph(TrainConfig(), torch.device("cuda")) and not wants_graph(
-        TrainConfig(graph=False), torch.device("cuda")
-    )
+    gpu = torch.device("cuda")
+    assert not wants_graph(None, cpu) and not wants_graph(False, cpu)
+    assert wants_graph(None, gpu) and wants_graph(True, gpu) and not wants_graph(False, gpu)
     with pytest.raises(UserError, match="needs a GPU"):
-        wants_graph(TrainConfig(graph=True), cpu)
+        wants_graph(True, cpu)
 
 
 @needs_gpu
@@ -109,9 +121,7 @@ def test_graph_and_eager_agree(method, amp):
 
         def step(batch, apart=apart, optimizer=optimizer, scaler=scaler, total=total):
             optimizer.zero_grad(set_to_none=True)
-            result = apart.step(
-                batch.images, batch.labels, batch.indices, rows=batch.rows, offsets=batch.offsets, flips=batch.flips
-            )
+            result = apart.step_crops(batch.images, batch.labels, batch.crops)
             if scaler is None:
                 optimizer.step()
             else:

@@ -13,8 +13,9 @@ import torch
 
 from apart_fast.cli import main
 from apart_fast.runs import checkpoint
-from apart_fast.training import trainer
+from apart_fast.training import run as run_module
 from apart_fast.training.trainer import Trainer
+from apart_fast.training.watch import Judge
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -173,7 +174,7 @@ def test_a_collapse_is_told_and_the_best_weights_stay(settings, tmp_path, monkey
             accuracy = next(curve) if attacks == ("pgd-10",) else 0.05
             self.attacks = {name: Result(accuracy) for name in attacks}
 
-    monkeypatch.setattr(Trainer, "_judge", lambda self, split, attacks, amp, progress=False: Report(attacks))
+    monkeypatch.setattr(Judge, "__call__", lambda self, split, attacks, amp, progress=False: Report(attacks))
     run("train", *settings, "--epochs", "4", "--val-every", "4", "--no-test", "--out", tmp_path / "r")
     assert "collapsed at epoch 3" in capsys.readouterr().out
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
@@ -193,7 +194,7 @@ def test_evaluate_judges_a_checkpoint(finished, image_folder, tmp_path, capsys):
 
 def test_test_images_play_no_part_in_training(settings, image_folder, tmp_path, monkeypatch):
     """Other test images, same run: nothing is chosen on the test set."""
-    load = trainer.load_dataset
+    load = run_module.load_dataset
 
     def other(*args, **kwargs):
         data = load(*args, **kwargs)
@@ -201,7 +202,7 @@ def test_test_images_play_no_part_in_training(settings, image_folder, tmp_path, 
         return data
 
     run("train", *settings, "--epochs", "2", "--out", tmp_path / "a")
-    monkeypatch.setattr(trainer, "load_dataset", other)
+    monkeypatch.setattr(run_module, "load_dataset", other)
     run("train", *settings, "--epochs", "2", "--out", tmp_path / "b")
     assert_same_run(tmp_path / "a", tmp_path / "b")
     best = [checkpoint.load(tmp_path / name / "best.pt") for name in "ab"]

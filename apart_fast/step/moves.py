@@ -1,0 +1,30 @@
+"""How a perturbation moves along the gradient of pass 1 (APART step 2), by whether the step size is learned."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from apart_fast import kernels
+from apart_fast.step.perturbation import Perturbation, Setting
+
+Move = Callable[[Setting, Perturbation, Tensor], Perturbation]
+
+
+def fixed(setting: Setting, perturbation: Perturbation, gradient: Tensor) -> Perturbation:
+    """`step_size * eps` along the sign from where it is, projected if the method does so (Madry et al. 2018)."""
+    bound = setting.eps if setting.method.project else float("inf")
+    size = setting.method.step_size * setting.eps
+    point = kernels.projected_step(perturbation.x, perturbation.point, gradient, size, bound)
+    return replace(perturbation, point=point)
+
+
+def learned(setting: Setting, perturbation: Perturbation, gradient: Tensor) -> Perturbation:
+    """alpha along the sign from the start, projected; `code` keeps what the gradient of alpha needs."""
+    alpha = setting.sizes.alpha
+    point, code = kernels.learned_step(perturbation.x, perturbation.d0, gradient, alpha, setting.eps)
+    return replace(perturbation, point=point, code=code)
+
+
+# by `Method.learned`
+MOVES: dict[bool, Move] = {False: fixed, True: learned}

@@ -1,0 +1,112 @@
+"""Where the rows of omega lie: on the device, in host memory or on disk, by name in `PLACES`."""
+
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from apart_fast.errors import UserError
+from apart_fast.files import NO_ROOM
+from apart_fast.step.omega import Memory
+from apart_fast.step.staging import StagedMemory
+
+
+def make_memory(
+    kind: str,
+    num_examples: int,
+    image_shape: Sequence[int],
+    padding: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    folder: str | os.PathLike | None = None,
+) -> Memory:
+    """A memory of zeros for images [H, W, C] whose rows lie where `kind` (a key of `PLACES`) says.
+
+    Args:
+        folder: for "disk": where its file lies, made if need be. The file has no name and is gone with the process,
+            however that ends: checkpoints hold what is needed.
+
+    Raises:
+        UserError: unknown kind, no folder for "disk", not enough host memory, or a folder that is full or cannot be
+            written.
+    """
+    if kind not in PLACES:
+        raise UserError(f"unknown omega_device {kind!r}: choose one of {', '.join(PLACES)}")
+    h, w, c = image_shape
+    shape = (num_examples, h + 2 * padding, w + 2 * padding, c)
+    return PLACES[kind](shape, dtype, device, folder)
+
+
+def _on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _folder) -> Memory:
+    return Memory(torch.zeros(shape, dtype=dtype, device=device))
+
+
+def _in_host_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _folder) -> Memory:
+    needed, available = _nbytes(shape, dtype), _available_bytes()
+    if needed > available:  # the system would promise it, and end the process when it is used
+        raise UserError(
+            f"omega needs {needed / 1e9:.1f} GB of host memory, and {available / 1e9:.1f} GB are free: "
+            "store it as int8, or on disk"
+        )
+    home = torch.zeros(shape, dtype=dtype)  # only the boxes are pinned: torch pins in powers of two
+    return Memory(home) if device.type == "cpu" else StagedMemory(home, device)
+
+
+def _on_disk(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, folder) -> Memory:
+    if folder is None:
+        raise UserError("omega_device disk needs a folder for the file: give omega_folder")
+    if not hasattr(os, "posix_fallocate"):
+        raise UserError("omega_device disk needs Linux: choose host")
+    mapped = _map_file(Path(folder), _nbytes(shape, dtype))
+    home = torch.frombuffer(mapped, dtype=dtype).view(shape)
+    size = home[0].nbytes
+
+    def announce(rows: np.ndarray) -> None:
+        # all rows are read from the disk at once, and no more than they
+        for row in rows.tolist():
+            begin = row * size // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, begin, (row + 1) * size - begin)
+
+    return StagedMemory(home, device, announce)
+
+
+PLACES: dict[str, Callable[..., Memory]] = {"device": _on_device, "host": _in_host_memory, "disk": _on_disk}
+
+
+def _nbytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+
+
+def _map_file(folder: Path, size: int) -> mmap.mmap:
+    """A new file without a name, mapped; all its blocks are there, so that the disk cannot become full later."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(prefix=".omega-", dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        where = f"omega ({size / 1e9:.1f} GB) in {folder}"
+        if error.errno in NO_ROOM:
+            raise UserError(f"no space left for {where}: free some space or choose another folder") from error
+        raise UserError(f"cannot write {where} ({error.strerror}): choose a folder that can be written") from error
+
+
+def _available_bytes() -> float:
+    """Host memory that can still be had, as far as the system tells."""
+    available = float("inf")
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+        # of a container: its limit, less what it cannot give up
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        available = min(available, limit - used + int(files["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # another system; no limit
+        pass
+    return available

@@ -1,0 +1,39 @@
+"""Where a perturbation begins (APART step 1), by `Method.start`."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from apart_fast import kernels
+from apart_fast.kernels import Crops
+from apart_fast.step.perturbation import Perturbation, Setting
+
+Start = Callable[[Setting, Tensor, Crops], Perturbation]
+
+
+def at_the_image(setting: Setting, images: Tensor, crops: Crops) -> Perturbation:
+    """From zero."""
+    return Perturbation(*kernels.start(images, crops, setting.padding, dtype=setting.dtype))
+
+
+def uniform(setting: Setting, images: Tensor, crops: Crops) -> Perturbation:
+    """From uniform noise of half width `start_size * eps` (Wong et al. 2020, Madry et al. 2018)."""
+    half = setting.method.start_size * setting.eps
+    noise = torch.empty(len(crops.rows), *images.shape[1:], dtype=setting.dtype, device=images.device)
+    noise.uniform_(-half, half, generator=setting.generator)
+    return Perturbation(*kernels.start(images, crops, setting.padding, dtype=setting.dtype, noise=noise))
+
+
+def remembered(setting: Setting, images: Tensor, crops: Crops) -> Perturbation:
+    """From what the example's last visit left: `clip(scale * omega, -eps, eps)`."""
+    store = dict(store=setting.memory.store, scale=setting.scale, eps=setting.eps)
+    return Perturbation(*kernels.start(images, crops, setting.padding, dtype=setting.dtype, **store))
+
+
+STARTS: dict[str, Start] = {
+    "none": at_the_image,
+    "zero": at_the_image,
+    "uniform": uniform,
+    "memory": remembered,
+}

@@ -1,0 +1,60 @@
+"""alpha, alpha_omega and alpha_b: the learned step sizes, and the ascent that learns them (APART step 6)."""
+
+import torch
+from torch import Tensor
+
+from apart_fast.step.optimizer import SGD
+
+START = 1e-4  # of alpha and alpha_omega in the released run; alpha_b start at 0
+
+
+class StepSizes:
+    """`v <- mu v - dL/dalpha + lambda alpha; alpha <- alpha - eta v`, without the host knowing a number.
+
+    Args:
+        points: number of block points.
+        learned: whether alpha and alpha_omega are; else everything is 0 and stays so.
+        eta: learning rate; decay: lambda, the weight decay.
+
+    Attributes:
+        values: [2 + points] on the device: alpha, alpha_omega, and alpha_b of each block point.
+        optimizer: what updates them.
+    """
+
+    def __init__(
+        self,
+        points: int,
+        *,
+        learned: bool,
+        eta: float,
+        decay: float,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self.values = torch.zeros(2 + points, dtype=dtype, device=device)
+        if learned:
+            self.values[:2] = START
+        self.optimizer = SGD([self.values], lr=eta, momentum=0.9, weight_decay=decay, maximize=True)
+
+    @property
+    def alpha(self) -> Tensor:
+        """Step size at the input, 0-dim view."""
+        return self.values[0]
+
+    @property
+    def alpha_omega(self) -> Tensor:
+        """Size of the remembered start, 0-dim view."""
+        return self.values[1]
+
+    @property
+    def blocks(self) -> Tensor:
+        """Step sizes of the block points, [points], a view."""
+        return self.values[2:]
+
+    def update(self, grads: Tensor, scaler: torch.amp.GradScaler | None) -> None:
+        """Ascend along `grads` [2 + points], the gradients of the loss, times the scale of `scaler` if there is one."""
+        self.values.grad = grads
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)

@@ -1,0 +1,72 @@
+"""The end of a run: its figures on the test set, its pictures, its card and its report."""
+
+from dataclasses import asdict
+
+from apart_fast.loaders import subset
+from apart_fast.report import pictures
+from apart_fast.report.write import write_report
+from apart_fast.runs import checkpoint
+from apart_fast.runs.card import write_card
+from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.folder import RunFolder
+from apart_fast.training.execution import plain_model
+from apart_fast.training.setup import Parts
+from apart_fast.training.state import Progress
+from apart_fast.training.watch import CollapseWatch, Judge
+
+
+def finish(
+    config: TrainConfig,
+    folder: RunFolder,
+    parts: Parts,
+    progress: Progress,
+    collapse: CollapseWatch,
+    judge: Judge,
+    classes: list[str],
+) -> dict:
+    """Judge the weights of a run that has ended and write everything that is left to write; returns the summary.
+
+    Raises:
+        UserError: full disk.
+    """
+    records = folder.metrics()
+    summary = {
+        "dataset": config.dataset,
+        "method": parts.apart.method.name,
+        "model": parts.description,
+        "epochs": config.epochs,
+        "train_seconds": progress.seconds,
+        "best": {"epoch": progress.best_epoch, "by": progress.best_by, "accuracy": progress.best_accuracy},
+        "collapsed_at": collapse.epochs,
+        "final": records[-1] if records else {},
+        "parameters": sum(p.numel() for p in parts.model.parameters()),
+        "memory_bytes": parts.apart.memory.nbytes if parts.apart.memory is not None else 0,
+    }
+    if parts.device.type == "cuda":
+        progress.note_peak(parts.device)
+        summary["peak_gpu_bytes"] = progress.peak_gpu_bytes
+    if config.test:
+        summary["test"] = _test(config, folder, parts, progress, judge)
+    folder.write("summary.json", summary)
+    pictures.curves({parts.apart.method.name: records}, folder.path / "curves.png")
+    val = parts.splits.val
+    shown, path = subset(val, min(8, len(val))), folder.path / "perturbations.png"
+    with plain_model(config.compile):
+        pictures.perturbations(parts.judged_model, shown, classes, judge.eps, path)
+    write_card(folder, config)
+    write_report([folder.path], folder.path / "report.html")
+    return summary
+
+
+def _test(config: TrainConfig, folder: RunFolder, parts: Parts, progress: Progress, judge: Judge) -> dict:
+    """Reports on the test set, which is looked at here only, in float32: of the last weights and of the best ones."""
+    model, attacks = parts.judged_model, ("clean", "pgd-20")
+    last = {name: value.clone() for name, value in model.state_dict().items()}
+    reports = {"last": asdict(judge(parts.splits.test, attacks, None, progress=True))}
+    if progress.best_epoch != config.epochs and folder.best.is_file():
+        model.load_state_dict(checkpoint.load(folder.best, parts.device)["model"])
+        reports["best"] = asdict(judge(parts.splits.test, attacks, None, progress=True))
+        model.load_state_dict(last)
+    else:
+        reports["best"] = reports["last"]
+    return reports

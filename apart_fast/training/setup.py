@@ -1,0 +1,176 @@
+"""What a run trains with, built from its settings and its data."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from apart_fast.device import has_bfloat16, pick_device
+from apart_fast.errors import UserError
+from apart_fast.loaders import Dataset, Loader, Split, fingerprint, make_loader, subset, take_validation
+from apart_fast.models import build_model
+from apart_fast.models.channels_last import any_layout
+from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.folder import RunFolder
+from apart_fast.step.apart import Apart
+from apart_fast.step.optimizer import SGD
+from apart_fast.training.average import WeightAverage
+from apart_fast.training.schedule import Triangle, scaled_eta
+
+AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Images of a run: what it trains on, validates on, probes for collapse (None: no probe) and is tested on."""
+
+    train: Split
+    val: Split
+    probe: Split | None
+    test: Split
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run trains with.
+
+    Attributes:
+        description: arguments of `build_model`, kept in checkpoints.
+        data_key: fingerprint of the training images: omega belongs to them.
+        scaler: of the loss, for float16, else None.
+        average: of the weights, or None.
+        triangle: of learning rates and momentum, over steps.
+        eta: peak learning rate of the step sizes.
+    """
+
+    device: torch.device
+    splits: Splits
+    data_key: str
+    description: dict
+    model: nn.Module
+    loader: Loader
+    apart: Apart
+    optimizer: SGD
+    scaler: torch.amp.GradScaler | None
+    average: WeightAverage | None
+    triangle: Triangle
+    eta: float
+
+    @property
+    def judged_model(self) -> nn.Module:
+        """The averaged weights where there are any, else the weights."""
+        return self.model if self.average is None else self.average.model
+
+
+def build(config: TrainConfig, folder: RunFolder, data: Dataset) -> Parts:
+    """Everything of a new run at its start; sets torch's seed.
+
+    Raises:
+        UserError: bad settings or data (one line says what to do).
+    """
+    device = pick_device(config.device)
+    amp = AMP_DTYPES[config.amp_dtype] if config.amp else None
+    if amp == torch.bfloat16 and not has_bfloat16(device):
+        tqdm.write(f"note: this {device.type.upper()} emulates bfloat16: the run is quicker without --amp")
+    splits = split(config, data)
+    data_key = fingerprint(data.train)
+    torch.manual_seed(config.seed)
+    description = describe_model(config, splits.train, data.classes)
+    model = build_model(**description).to(device, memory_format=torch.channels_last)
+    loader = make_loader(
+        config.loader_kind,
+        splits.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=device,
+        padding=config.padding,
+        flip=data.flip if config.flip is None else config.flip,
+        workers=config.workers,
+        progress=config.progress,
+    )
+    check_last_batch(model, loader.num_examples, config.batch_size, splits.train)
+    scaler = torch.amp.GradScaler(device.type) if amp == torch.float16 else None
+    cycle = min(config.cycle, config.epochs) * len(loader)
+    eta = scaled_eta(config.eta, cycle)
+    apart = Apart(
+        model,
+        loader.num_examples,
+        splits.train.images.shape[1:],
+        padding=config.padding,
+        eps=config.eps,
+        method=config.method,
+        points=config.points,
+        amp=amp,
+        scaler=scaler,
+        label_smoothing=config.label_smoothing,
+        eta=eta,
+        decay=config.step_decay,
+        omega_dtype=getattr(torch, config.omega_dtype),
+        omega_device=config.omega_device,
+        omega_folder=folder.path,
+        seed=config.seed,
+    )
+    return Parts(
+        device=device,
+        splits=splits,
+        data_key=data_key,
+        description=description,
+        model=model,
+        loader=loader,
+        apart=apart,
+        optimizer=SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay),
+        scaler=scaler,
+        average=WeightAverage(model, config.ema) if config.ema else None,
+        triangle=Triangle(cycle),
+        eta=eta,
+    )
+
+
+def split(config: TrainConfig, data: Dataset) -> Splits:
+    """The images of a run; those of validation are the same whatever its other settings."""
+    train, val = take_validation(data.train, config.val_images)
+    return Splits(
+        train=subset(train, config.train_images) if config.train_images else train,
+        val=val,
+        probe=subset(val, min(config.probe_images, len(val))) if config.probe_images else None,
+        test=subset(data.test, config.test_images) if config.test_images else data.test,
+    )
+
+
+def describe_model(config: TrainConfig, train: Split, classes: list[str]) -> dict:
+    """Arguments of `build_model` for the network of a run."""
+    _, h, w, c = train.images.shape
+    normalize = None
+    if config.normalize:
+        pixels = train.images.reshape(-1, c) / 255.0
+        normalize = (pixels.mean(0).tolist(), pixels.std(0).tolist())
+    return {
+        "name": config.model,
+        "num_classes": len(classes),
+        "in_channels": c,
+        "image_size": (h, w),
+        "width": config.width,
+        "normalize": normalize,
+    }
+
+
+def check_last_batch(model: nn.Module, num_examples: int, batch_size: int, train: Split) -> None:
+    """Refuse an epoch that ends with a batch of one image, where the network's BatchNorm would need two.
+
+    Raises:
+        UserError: it does.
+    """
+    if (num_examples - 1) % batch_size:
+        return
+    image = train.images[:1].to(next(model.parameters()).device).permute(0, 3, 1, 2).float() / 255
+    trial = any_layout(copy.deepcopy(model), image).train()
+    try:
+        with torch.no_grad():
+            trial(image)
+    except ValueError as error:
+        raise UserError(
+            f"the last batch of an epoch has one image, and this network needs two ({error}): "
+            f"choose a --batch-size that does not divide {num_examples - 1}"
+        ) from error

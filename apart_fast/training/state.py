@@ -1,0 +1,139 @@
+"""All that a run needs to go on as if nothing had happened: saved to last.pt, and restored from it."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from apart_fast.errors import UserError
+from apart_fast.runs import checkpoint
+from apart_fast.runs.folder import RunFolder
+from apart_fast.training.setup import Parts
+from apart_fast.training.totals import Totals
+from apart_fast.training.watch import CollapseWatch
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the next step to be done is `step` of `epoch` (both from 0)."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0  # of the epoch in hand, before a stop
+    epoch_joules: float = 0.0
+    peak_gpu_bytes: int = 0
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+    best_by: str = ""
+
+    def pause(self, seconds: float, joules: float | None) -> None:
+        """Count what was done of an epoch that a stop cuts short."""
+        self.seconds += seconds
+        self.epoch_seconds += seconds
+        self.epoch_joules += joules or 0.0
+
+    def next_epoch(self, seconds: float) -> None:
+        """Count the (rest of the) epoch that has ended."""
+        self.seconds += seconds
+        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch_seconds = self.epoch_joules = 0.0
+
+    def note_peak(self, device: torch.device) -> None:
+        """Keep the most that torch had allocated on a GPU, also before a stop."""
+        if device.type == "cuda":
+            self.peak_gpu_bytes = max(self.peak_gpu_bytes, torch.cuda.max_memory_allocated(device))
+
+
+class TrainingState:
+    """The state of a run, spread over its parts.
+
+    Args:
+        folder: of the run.
+        about: what each checkpoint says of its weights: description, classes, dataset, method.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        about: dict,
+        parts: Parts,
+        progress: Progress,
+        collapse: CollapseWatch,
+        totals: Totals,
+    ):
+        self._folder, self._about, self._parts = folder, about, parts
+        self._progress, self._collapse, self._totals = progress, collapse, totals
+
+    def weights(self, model: nn.Module, epoch: int) -> dict:
+        """A checkpoint of the weights alone, after `epoch` (from 1)."""
+        return {"kind": "weights", "model": model.state_dict(), **self._about, "epoch": epoch}
+
+    def save(self) -> None:
+        """Write the whole state to last.pt, whole or not at all.
+
+        Raises:
+            UserError: no space left, or no right to write.
+        """
+        parts, device = self._parts, self._parts.device
+        self._progress.note_peak(device)
+        state = {
+            **self.weights(parts.model, self._progress.epoch),
+            "kind": "training",
+            "average": None if parts.average is None else parts.average.model.state_dict(),
+            "optimizer": parts.optimizer.velocities(),
+            "apart": parts.apart.state_dict(),
+            "scaler": None if parts.scaler is None else parts.scaler.state_dict(),
+            "progress": asdict(self._progress),
+            "watch": asdict(self._collapse),
+            "totals": self._totals.values,
+            "threads": torch.get_num_threads(),
+            "data": parts.data_key,
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            },
+        }
+        checkpoint.save(self._folder.last, state)
+
+    def restore(self, state: dict) -> None:
+        """Take over what `save` has written.
+
+        Raises:
+            UserError: weights only, other training images, or another model or method.
+        """
+        parts, last = self._parts, self._folder.last
+        if state.get("kind") != "training":
+            raise UserError(f"{last} holds weights only: resume needs the last.pt of a run")
+        if state["data"] != parts.data_key:
+            raise UserError(
+                f"the training images are not those of the run in {self._folder.path}: omega belongs to its images; "
+                "bring them back, or start a new run"
+            )
+        checkpoint.load_model(parts.model, state["model"], last)
+        if (parts.average is None) != (state["average"] is None):
+            raise UserError(f"{last} does not fit: --ema was {'off' if parts.average else 'on'} in that run")
+        if parts.average is not None:
+            checkpoint.load_model(parts.average.model, state["average"], last)
+        parts.optimizer.load_velocities(state["optimizer"])
+        parts.apart.load_state_dict(state["apart"])
+        if parts.scaler is not None and state["scaler"] is not None:
+            parts.scaler.load_state_dict(state["scaler"])
+        vars(self._progress).update(vars(Progress(**state["progress"])))
+        vars(self._collapse).update(vars(CollapseWatch(**state["watch"])))
+        self._totals.values.copy_(state["totals"])
+        self._forget_abandoned_best()
+        if parts.device.type == "cpu":
+            torch.set_num_threads(state["threads"])  # sums, and so the bits of the weights, depend on it
+        torch.set_rng_state(state["rng"]["cpu"].cpu())
+        if parts.device.type == "cuda" and state["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), parts.device)
+
+    def _forget_abandoned_best(self) -> None:
+        """best.pt is written before last.pt: after a kill between them it holds weights of an epoch that is done again.
+
+        Where that gives other bits (on a GPU) it may not be the best any more: then the next epoch judged is.
+        """
+        progress, best = self._progress, self._folder.best
+        if progress.best_epoch and (not best.is_file() or checkpoint.load(best)["epoch"] != progress.best_epoch):
+            progress.best_accuracy = -1.0
