@@ -8,5 +8,5 @@ setup(
         *(f"apart_fast.{name}" for name in find_packages(include=["kernels", "kernels.*", "loaders", "loaders.*"])),
     ],
     package_dir={"apart_fast.kernels": "kernels", "apart_fast.loaders": "loaders"},
-    package_data={"*": ["*.json", "*.j2", "*.css", "py.typed"]},
+    package_data={"": ["*.json", "*.j2", "*.css", "py.typed"]},
 )

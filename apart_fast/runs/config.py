@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -11,7 +11,8 @@ from apart_fast.runs.recipes import RECIPES
 from apart_fast.units import parse_eps
 
 if TYPE_CHECKING:
-    RecipeName = LoaderName = str
+    RecipeName = str
+    LoaderName = str
 else:  # the flags take the names of the tables
     RecipeName = Literal[*RECIPES]
     LoaderName = Literal["resident", "ffcv", "dataloader"]
@@ -139,7 +140,7 @@ class TrainConfig:
     """Keep the weights of every so many epochs as weights/epoch-0007.pt, for `apart-fast analyze`. 0: none."""
 
     @classmethod
-    def of(cls, recipe: str, **settings) -> "TrainConfig":
+    def of(cls, recipe: str, **settings: Any) -> "TrainConfig":
         """The settings of a recipe, with `settings` in place of its own.
 
         Raises:
