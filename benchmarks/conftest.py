@@ -4,8 +4,10 @@ With `--benchmark-json FILE.json` the table is written to FILE.md beside it.
 """
 
 import platform
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,13 +47,13 @@ class _Replay:
 ROWS = pytest.StashKey[dict[str, list[tuple[str, ...]]]]()  # group -> rows
 
 
-def pytest_configure(config):
+def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = {}
     keep_freed_memory()  # as in training, and for all rivals alike
 
 
 @pytest.fixture(scope="session", autouse=True)
-def onednn():
+def onednn() -> Iterator[None]:
     """Measured as it is in real runs (the conftest of the tests switches it off)."""
     before = torch.backends.mkldnn.set_flags(True)
     yield
@@ -59,7 +61,7 @@ def onednn():
 
 
 @pytest.fixture
-def record(request):
+def record(request: pytest.FixtureRequest) -> Callable[..., list[Spread]]:
     """record(timings, name, *rivals, group=..., note=...): a row of pytest-benchmark, one of the table for each rival.
 
     pytest-benchmark times one function after another, so it cannot take turns; it is given the seconds of the rounds
@@ -95,16 +97,16 @@ def _row(what: str, seconds: str, rival: Rival, ratio: Spread) -> tuple[str, ...
     return what, seconds, rival.name, str(ratio), ceiling, share, target
 
 
-def pytest_benchmark_update_machine_info(config, machine_info):
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info.pop("release", None)  # the kernel's build says nothing about speed
     machine_info.pop("node", None)
 
 
-def pytest_benchmark_update_json(config, benchmarks, output_json):
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
     output_json["environment"] = _environment(config)
 
 
-def _environment(config) -> dict[str, str | int]:
+def _environment(config: pytest.Config) -> dict[str, str | int]:
     """Machine, versions and command (pytest-benchmark compares its `machine_info`, where the command must not be)."""
     versions = {name: _version(name) for name in ("triton", "ffcv", "pytest-benchmark")}
     about = environment() | versions | {"vector unit": torch.backends.cpu.get_cpu_capability()}
@@ -115,7 +117,7 @@ def _environment(config) -> dict[str, str | int]:
     return {name: value for name, value in about.items() if value is not None}
 
 
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     groups = config.stash[ROWS]
     if not groups:
         return
@@ -145,7 +147,7 @@ def _version(package: str) -> str:
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in (HEAD, *rows)) for i in range(len(HEAD))]
 
-    def line(cells):
+    def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
     return [line(HEAD), line(["-" * width for width in widths]), *map(line, rows)]

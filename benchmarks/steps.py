@@ -8,19 +8,20 @@ already there: no augmentation, perturbation, signs, memory, step sizes or loade
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 
 from apart_fast import Apart, build_model, graphs
 from apart_fast.device import has_bfloat16
+from apart_fast.kernels import Crops
 from apart_fast.loaders import Batch
 from apart_fast.measure.interleave import Timings, interleave
 from apart_fast.models.modes import frozen
 from apart_fast.models.stem import keep_stem_precise
 from apart_fast.step.optimizer import SGD
-from apart_fast.training.graph import GraphedStep
+from apart_fast.training.execution import GraphedStep
 from benchmarks.baselines import Released
 
 H, W, C, PADDING, EPS, CLASSES = 32, 32, 3, 4, 0.031, 10
@@ -90,33 +91,32 @@ def make_problem(setting: Setting) -> Problem:
     for indices in torch.randperm(n, generator=generator).split(setting.batch)[: min(16, n // setting.batch)]:
         offsets = torch.randint(0, 2 * PADDING + 1, (len(indices), 2), generator=generator)
         flips = torch.rand(len(indices), generator=generator) < 0.5
-        rows = torch.arange(len(indices))
-        parts = (images[indices], rows, labels[indices], indices, offsets, flips)
-        batches.append(Batch(*(part.to(device) for part in parts)))
+        crops = Crops(*(part.to(device) for part in (torch.arange(len(indices)), indices, offsets, flips)))
+        batches.append(Batch(images[indices].to(device), labels[indices].to(device), crops))
     return Problem(setting, images, labels, tuple(batches))
 
 
 # ---- rivals: a problem -> something to call, one step a call
 
 
-def engine_step(problem: Problem, method: str, train: bool = False) -> Callable[[], None]:
+def engine_step(problem: Problem, method: str, train: bool = False) -> Callable[[], object]:
     """A step of the engine, on a GPU as a CUDA graph; `train`: with the update of the weights."""
     setting, model = problem.setting, problem.model()
     apart = Apart(model, setting.examples, (H, W, C), padding=PADDING, eps=EPS, method=method, amp=setting.amp)
     optimizer = SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=2e-4)
 
-    def advance(batch: Batch) -> None:
+    def device_step(batch: Batch) -> None:
         optimizer.zero_grad(set_to_none=True)
-        apart.step(batch.images, batch.labels, batch.indices, rows=batch.rows, offsets=batch.offsets, flips=batch.flips)
+        apart.step_crops(batch.images, batch.labels, batch.crops)
         if train:
             optimizer.step()
 
-    if setting.device == "cuda":
-        advance = GraphedStep(advance, setting.batch, [apart.generator])
-    return _over(advance, problem.batches)
+    on_gpu = setting.device == "cuda"
+    step = GraphedStep(device_step, setting.batch, [apart.generator]) if on_gpu else device_step
+    return _over(step, problem.batches)
 
 
-def released_step(problem: Problem, amp: torch.dtype | None = None, **options) -> Callable[[], None]:
+def released_step(problem: Problem, amp: torch.dtype | None = None, **options: Any) -> Callable[[], object]:
     """The released step in its own memory layout (NCHW); `options` go to `Released`."""
     model = problem.model().to(memory_format=torch.contiguous_format)
     released = Released(model, problem.images, problem.labels, padding=PADDING, eps=EPS, amp=amp, **options)

@@ -48,7 +48,7 @@ def epochs(tmp_path_factory):
         trainer.model.train()
         for batch in trainer.loader.epoch(0):
             trainer.step(batch)
-        loss, *_ = trainer.totals.tolist()
+        loss, *_ = trainer.totals.values.tolist()
         assert loss == loss
 
     problem = make_problem(setting)

@@ -1,5 +1,7 @@
 """Energy that a GPU has used, from its own counter (NVML), where it has one and the package pynvml is there."""
 
+from typing import Any
+
 import torch
 
 
@@ -14,7 +16,9 @@ class EnergyMeter:
     """
 
     def __init__(self, device: torch.device):
-        self._nvml = self._handle = self._began = None
+        self._nvml: Any = None
+        self._handle: Any = None
+        self._began: int | None = None
         if device.type != "cuda":
             return
         try:

@@ -4,7 +4,7 @@ is the median over the rounds of the ratio within a round, with its quartiles.
 
 import gc
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +38,7 @@ class Timings:
         """How many times the seconds of `under` fit into those of `over` of the same round."""
         return spread([a / b for a, b in zip(self.seconds[over], self.seconds[under], strict=True)])
 
-    def with_sum(self, name: str, times: dict[str, float]) -> "Timings":
+    def with_sum(self, name: str, times: Mapping[str, float]) -> "Timings":
         """A further entry that is made of others, round by round: `times[other]` calls of each."""
         rounds = range(len(next(iter(self.seconds.values()))))
         made = [sum(n * self.seconds[other][r] for other, n in times.items()) for r in rounds]

@@ -9,7 +9,7 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -125,7 +125,7 @@ class _Runner:
         return watch.read()
 
 
-def _full_batches(loader: Loader) -> Iterator[Batch]:
+def _full_batches(loader: Loader) -> Generator[Batch, None, None]:
     """Whole batches without end; the smaller last ones are passed over."""
     for epoch in itertools.count():
         with closing(loader.epoch(epoch)) as batches:
@@ -221,7 +221,7 @@ def _against_floor(trainer: Trainer, runner: _Runner, batch: Batch, rounds: int)
     """Time a `step` and the `floor` on the images of `batch`, in turns; as a CUDA graph where steps are one."""
     apart, device = trainer.apart, trainer.device
     x = batch.images[batch.rows].to(apart.dtype) / 255
-    bare = partial(floor, apart, x, batch.labels.clone())
+    bare: Callable[[], object] = partial(floor, apart, x, batch.labels.clone())
     if trainer.execution.graphed:
         bare, _ = graphs.capture(bare)
     return interleave(

@@ -4,11 +4,13 @@ import gzip
 import json
 import sys
 from contextlib import nullcontext
+from itertools import groupby
 
 import pytest
 import torch
 import tyro
 
+from apart_fast import graphs
 from apart_fast.errors import UserError
 from apart_fast.loaders.datasets import load_dataset
 from apart_fast.measure import arithmetic, profiling
@@ -33,18 +35,22 @@ def nobody_listens():
 
 
 def attributes(trainer):
-    """What hangs on the objects that a step calls: nothing is replaced or left there."""
+    """What hangs on the objects that a step calls, and which functions: nothing is replaced or left there."""
     owners = [trainer, trainer.execution, trainer.apart, trainer.optimizer, trainer.average, trainer.scaler]
-    return [None if owner is None else {name: id(value) for name, value in vars(owner).items()} for owner in owners]
+    return [
+        {name: id(value) if callable(value) else None for name, value in vars(owner).items()}
+        for owner in owners
+        if owner is not None
+    ]
 
 
 def heard(trainer):
-    """Names of the phases of one step, in their order."""
+    """Names of the phases of one step, in their order; several of one name in a row count once."""
     trainer.model.train()
     watch = Stopwatch(HostClock())
     with trainer.execution.eagerly(), listening(watch.phase), watch.step():
         trainer.step(next(trainer.loader.epoch(0)))
-    return [name for name, _, _ in watch.steps[0].phases]
+    return [name for name, _ in groupby(name for name, _, _ in watch.steps[0].phases)]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +112,34 @@ def test_a_profile_leaves_the_step_as_it_was(profiled):
     assert all(p.grad is None for p in trainer.model.parameters())
 
 
+def test_a_graphed_step_is_timed_whole_and_its_phases_without_the_graph(settings, tmp_path, monkeypatch):
+    """On the CPU: the graph is a stand-in that names no spans, as a replayed one names none."""
+    trainer = make_trainer(settings, tmp_path / "run")
+    execution, replays, captured = trainer.execution, [], []
+
+    def replayed(batch):
+        assert nobody_listens()
+        replays.append(len(batch))
+        execution.device_step(batch)
+
+    def capture(function):
+        captured.append(function)
+        return function, None
+
+    execution._advance = replayed
+    monkeypatch.setattr(type(execution), "graphed", True)
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setitem(arithmetic.MATRIX_SIZE, "cpu", 128)
+    monkeypatch.setattr(arithmetic, "PEAK_SECONDS", 0.05)
+    report = profiling.profile(trainer, warmup=1, steps=2)
+    assert report.graph and "one graph a step" in report.table() and "eager steps" in report.table()
+    assert all(phase.seconds > 0 for phase in report.phases.values())
+    # captured after the warm-up, then 2 timed, 1 for its launches, and with the floor, which is one graph too
+    assert replays == [8] * (report.warmup + 2 + 1 + 2 + 2) and report.warmup == 1 + graphs.WARM_UP + 1
+    assert len(captured) == 1
+    assert execution._advance is replayed
+
+
 def test_nobody_listens_after_an_exception(settings, tmp_path):
     trainer = make_trainer(settings, tmp_path / "run")
     trainer.optimizer.step = lambda: None if nobody_listens() else 1 / 0
@@ -128,20 +162,15 @@ def test_profiled_steps_are_the_steps_of_training(settings, tmp_path):
             trainer.model.train()
             trainer.step(next(trainer.loader.epoch(0)))
         else:
-            assert list(dict.fromkeys(heard(trainer))) == list(SPANS)
+            assert heard(trainer) == ["optimizer", *SPANS]  # first the old gradients go
         states.append([*trainer.model.state_dict().values(), trainer.apart.step_sizes, trainer.apart.memory.store])
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
-@pytest.mark.parametrize("place", ["host", "disk"])
-def test_a_profile_counts_the_transfers_of_omega(settings, tmp_path, place):
-    plain = heard(make_trainer(settings, tmp_path / "plain"))
-    staged = heard(make_trainer(settings, tmp_path / place, "--omega-device", place))
-    assert staged.count("start") == plain.count("start") + 1
-    assert staged.count("remember") == plain.count("remember") + 1
-    assert [name for name in staged if name not in ("start", "remember")] == [
-        name for name in plain if name not in ("start", "remember")
-    ]
+def test_a_profile_counts_the_transfers_of_omega(settings, tmp_path):
+    """The rows of omega come before the step, and go home after it."""
+    names = heard(make_trainer(settings, tmp_path / "run", "--omega-device", "disk"))
+    assert names == ["start", "optimizer", *SPANS, "remember"]
 
 
 def test_files_of_a_profile(profiled):
