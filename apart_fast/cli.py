@@ -65,7 +65,7 @@ def _look_at_comparison(config: CollapseConfig | PerturbationsConfig) -> None:
     find_finished([*runs, *([] if config.reference is None else [config.reference])])
 
 
-TRAIN = Command(TrainConfig, "apart_fast.runs.commands:train", begin)
+TRAIN = Command(TrainConfig, "apart_fast.commands.train:run", begin)
 ANALYSES = {
     "collapse": Command(CollapseConfig, "apart_fast.analysis.collapse:run", _look_at_comparison),
     "perturbations": Command(PerturbationsConfig, "apart_fast.analysis.perturbations:run", _look_at_comparison),
@@ -74,10 +74,10 @@ ANALYSES = {
 }
 COMMANDS: dict[str, Command | Group] = {
     "train": TRAIN,
-    "evaluate": Command(EvaluateConfig, "apart_fast.runs.commands:evaluate", _look_at_checkpoint),
+    "evaluate": Command(EvaluateConfig, "apart_fast.commands.evaluate:run", _look_at_checkpoint),
     "analyze": Group("What happened in finished runs: pictures (PNG, SVG) and numbers (JSON).", ANALYSES),
     "report": Command(ReportConfig, "apart_fast.report.write:run", _look_at_runs),
-    "demo": Command(DemoConfig, "apart_fast.demo:run"),
+    "demo": Command(DemoConfig, "apart_fast.commands.demo:run"),
 }
 
 

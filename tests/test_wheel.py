@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,8 +30,11 @@ print(json.dumps({"version": apart_fast.__version__, "found": found}))
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """Folder into which a wheel of a copy of the sources was installed, without a network."""
-    if find_spec("pip") is None or find_spec("setuptools") is None:
-        pytest.skip("pip and setuptools are not installed")
+    for needed in ("pip", "setuptools"):  # not find_spec: it puts setuptools in place of distutils
+        try:
+            version(needed)
+        except PackageNotFoundError:
+            pytest.skip(f"{needed} is not installed")
     folder = tmp_path_factory.mktemp("wheel")
     source, wheels, target = folder / "source", folder / "wheels", folder / "installed"
     source.mkdir()

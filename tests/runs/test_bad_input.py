@@ -261,7 +261,7 @@ def test_an_old_demo_stays_where_a_new_one_has_no_data(capsys, monkeypatch, tmp_
     def none(*_, **__):
         raise UserError("no data")
 
-    monkeypatch.setattr("apart_fast.demo.load_dataset", none)
+    monkeypatch.setattr("apart_fast.commands.demo.load_dataset", none)
     (tmp_path / "demo" / "apart").mkdir(parents=True)
     (tmp_path / "demo" / "apart" / "config.json").write_text('{"recipe": "demo"}')
     assert "no data" in refuse(capsys, "demo", "--out", tmp_path / "demo")
@@ -280,7 +280,7 @@ def test_two_runs_that_begin_together_do_not_share_a_folder(settings, tmp_path):
 
 def test_nothing_is_judged_for_a_report_that_cannot_be_written(capsys, settings, trained, tmp_path, monkeypatch):
     words = ["evaluate", trained / "last.pt", "--data-dir", settings[settings.index("--data-dir") + 1], "--images", "4"]
-    monkeypatch.setattr("apart_fast.runs.commands.judge", lambda *_, **__: pytest.fail("judged in vain"))
+    monkeypatch.setattr("apart_fast.commands.evaluate.evaluate", lambda *_, **__: pytest.fail("judged in vain"))
     assert "it is a folder" in refuse(capsys, *words, "--out", tmp_path)
     (tmp_path / "file").write_text("")
     assert "cannot write" in refuse(capsys, *words, "--out", tmp_path / "file" / "report.json")

@@ -1,36 +1,22 @@
-"""`apart-fast train` and `apart-fast evaluate`: what they do with their settings, and what they print."""
+"""`apart-fast evaluate`: accuracy of a checkpoint on clean and attacked test images."""
 
 from dataclasses import asdict
 
 import torch
 
 from apart_fast.device import keep_freed_memory, pick_device
-from apart_fast.evaluation.judge import describe
-from apart_fast.evaluation.judge import evaluate as judge
+from apart_fast.evaluation.judge import describe, evaluate
 from apart_fast.files import atomic_write, check_writable, to_json
 from apart_fast.loaders import load_dataset, subset
 from apart_fast.models import build_model
 from apart_fast.runs import checkpoint
-from apart_fast.runs.config import EvaluateConfig, TrainConfig
+from apart_fast.runs.config import EvaluateConfig
 from apart_fast.runs.environment import environment
-from apart_fast.training import run
 from apart_fast.units import parse_eps
 
 
-def train(config: TrainConfig) -> None:
-    """`apart-fast train`, `python train.py`.
-
-    Raises:
-        UserError, Stopped: see `apart_fast.training.run.train`.
-    """
-    summary, folder = run.train(config)
-    for name, judged in summary.get("test", {}).items():
-        print(f"test, {name} weights: {describe(judged)}")
-    print(f"run folder: {folder}")
-
-
-def evaluate(config: EvaluateConfig) -> None:
-    """`apart-fast evaluate`: judge a checkpoint, print a line and write the report.
+def run(config: EvaluateConfig) -> None:
+    """Judge a checkpoint, print a line and write the report.
 
     Raises:
         UserError: settings that make no sense, a missing or damaged checkpoint, missing data or other data than it was
@@ -50,7 +36,7 @@ def evaluate(config: EvaluateConfig) -> None:
     weights = (config.average and state.get("average")) or state["model"]
     checkpoint.load_model(model, weights, config.checkpoint)
     test = subset(data.test, config.images) if config.images else data.test
-    report = judge(
+    report = evaluate(
         model,
         test.images,
         test.labels,
