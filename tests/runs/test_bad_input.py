@@ -227,7 +227,7 @@ def test_out_that_is_a_file(capsys, settings, tmp_path):
 
 
 def test_evaluate_on_images_of_another_size(capsys, trained, tmp_path):
-    from conftest import draw_folder
+    from tests.conftest import draw_folder
 
     other = draw_folder(tmp_path / "larger", size=16)
     assert "has [16, 16, 3]" in refuse(capsys, "evaluate", trained / "last.pt", "--data-dir", other)
