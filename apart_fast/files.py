@@ -114,6 +114,11 @@ def read_object(path: Path, advice: str) -> dict:
         raise UserError(f"{path} is damaged ({error}): {advice}") from error
 
 
+def read_if_there(path: Path, advice: str) -> dict | None:
+    """Like `read_object`; None if there is no such file."""
+    return read_object(path, advice) if path.is_file() else None
+
+
 def to_json(value: object) -> str:
     """Readable JSON; paths become text, NaN and infinities become null."""
 

@@ -11,9 +11,7 @@ given again as often as needed.
 
 import functools
 import gc
-import json
 import shutil
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -25,24 +23,31 @@ import tyro
 from apart_fast import METHODS as FAMILY
 from apart_fast import Apart, build_model, evaluate
 from apart_fast.analysis import collapse, curves, gradients, perturbations
-from apart_fast.analysis.series import load_network
+from apart_fast.analysis.settings import CollapseConfig, CurvesConfig, GradientsConfig, PerturbationsConfig
 from apart_fast.cli import guarded
 from apart_fast.device import keep_freed_memory, pick_device
 from apart_fast.errors import UserError
 from apart_fast.evaluation.judge import describe
-from apart_fast.files import atomic_write, to_json
+from apart_fast.files import atomic_write, read_if_there, to_json
+from apart_fast.kernels import Crops
 from apart_fast.loaders import Batch, Dataset, load_dataset, subset
 from apart_fast.measure.interleave import interleave
-from apart_fast.report import write_report
+from apart_fast.report.write import write_report
 from apart_fast.runs.card import write_card
+from apart_fast.runs.checkpoint import load_network
 from apart_fast.runs.config import MOVABLE, TrainConfig
 from apart_fast.runs.environment import environment
 from apart_fast.runs.folder import RunFolder
+from apart_fast.runs.reading import Run
 from apart_fast.step.methods import get_method
 from apart_fast.step.optimizer import SGD
-from apart_fast.training.graph import GraphedStep
-from apart_fast.training.trainer import AMP_DTYPES, train
+from apart_fast.training.execution import GraphedStep
+from apart_fast.training.run import train
+from apart_fast.training.setup import AMP_DTYPES
 from apart_fast.units import parse_eps
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only the files beside it
+from benchmarks.methods_table import make_row, to_markdown
 
 METHODS = tuple(get_method(base).name for base in FAMILY)
 REFERENCE = "pgd-10"
@@ -113,7 +118,7 @@ class Config:
         return [(method, seed) for method in self.methods for seed in self.seeds]
 
 
-def finished(config: Config) -> dict[tuple[str, int], RunFolder]:
+def finished(config: Config) -> dict[tuple[str, int], Run]:
     """The runs that have ended.
 
     Raises:
@@ -131,7 +136,7 @@ def finished(config: Config) -> dict[tuple[str, int], RunFolder]:
         if other:
             raise UserError(f"{path} was made with another {', '.join(other)}: choose another --runs, or delete it")
         if (path / "summary.json").is_file():
-            found[method, seed] = folder
+            found[method, seed] = Run.of(folder, made)
     return found
 
 
@@ -161,46 +166,46 @@ def judge(config: Config) -> None:
         (("autoattack",), 1, config.autoattack_images),
     )
     for attacks, restarts, images in jobs:
-        for (method, seed), folder in finished(config).items():
-            made = RunFolder.open(folder.path)[1]
-            data = load_dataset(made.dataset, config.data_dir)
-            known = _evaluation(folder, made)
-            n = min(len(data.test), made.test_images or len(data.test) if images is None else images)
+        for (method, seed), run in finished(config).items():
+            data = load_dataset(run.config.dataset, config.data_dir)
+            known = _evaluation(run)
+            n = min(len(data.test), run.config.test_images or len(data.test) if images is None else images)
             if n == 0 or all(known.get(attack, {}).get("n") == n for attack in attacks):
                 continue
             test = subset(data.test, n)
             report = evaluate(
-                load_network(folder.last, device),
+                load_network(run.folder.last, device),
                 test.images,
                 test.labels,
-                eps=made.eval_eps,
+                eps=run.config.eval_eps,
                 attacks=attacks,
                 restarts=restarts,
                 batch_size=256,
                 device=device,
             )
             known |= asdict(report)["attacks"]
-            folder.write("evaluation.json", _about(folder, made) | {"attacks": known})
-            write_card(folder, made)
+            run.folder.write("evaluation.json", _about(run) | {"attacks": known})
+            write_card(run.folder, run.config)
             print(f"{method}, seed {seed}, {n} test images: {describe(asdict(report))}", flush=True)
 
 
-def _about(folder: RunFolder, made: TrainConfig) -> dict:
+def _about(run: Run) -> dict:
     return {
-        "checkpoint": folder.last.name,
-        "eps": parse_eps(made.eval_eps),
+        "checkpoint": run.folder.last.name,
+        "eps": parse_eps(run.config.eval_eps),
         "restarts of pgd-50": STRONG_RESTARTS,
     }
 
 
-def _evaluation(folder: RunFolder, made: TrainConfig) -> dict[str, dict]:
+def _evaluation(run: Run) -> dict[str, dict]:
     """attack -> result of the run's evaluation.json, as far as it is of this benchmark."""
     try:
-        found = json.loads((folder.path / "evaluation.json").read_text())
-        mine = all(found.get(name) == value for name, value in _about(folder, made).items())
-        return found["attacks"] if mine else {}
-    except (OSError, ValueError, LookupError, AttributeError):
+        found = run.evaluation
+    except UserError:  # damaged: judged anew
         return {}
+    attacks = found.get("attacks")
+    mine = all(found.get(name) == value for name, value in _about(run).items())
+    return attacks if mine and isinstance(attacks, dict) else {}
 
 
 def cost(config: Config) -> None:
@@ -237,23 +242,18 @@ def _step(config: Config, method: str, data: Dataset, device: torch.device) -> C
     apart = Apart(model, 4 * n, shape, padding=made.padding, eps=made.eps, method=method, amp=amp)
     optimizer = SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=made.weight_decay)
     generator = torch.Generator().manual_seed(0)
-    batch = Batch(
-        data.train.images[:n].to(device),
-        torch.arange(n, device=device),
-        data.train.labels[:n].to(device),
-        torch.arange(n, device=device),
-        torch.randint(0, 2 * made.padding + 1, (n, 2), generator=generator).to(device),
-        torch.zeros(n, dtype=torch.bool, device=device),
-    )
+    offsets = torch.randint(0, 2 * made.padding + 1, (n, 2), generator=generator).to(device)
+    rows = torch.arange(n, device=device)
+    crops = Crops(rows, rows, offsets, torch.zeros(n, dtype=torch.bool, device=device))
+    batch = Batch(data.train.images[:n].to(device), data.train.labels[:n].to(device), crops)
 
     def advance(b: Batch) -> None:
         optimizer.zero_grad(set_to_none=True)
-        apart.step(b.images, b.labels, b.indices, rows=b.rows, offsets=b.offsets, flips=b.flips)
+        apart.step_crops(b.images, b.labels, b.crops)
         optimizer.step()
 
-    if device.type == "cuda":
-        advance = GraphedStep(advance, n, [apart.generator])
-    return functools.partial(advance, batch)
+    on_gpu = device.type == "cuda"
+    return functools.partial(GraphedStep(advance, n, [apart.generator]) if on_gpu else advance, batch)
 
 
 def table(config: Config) -> None:
@@ -261,96 +261,32 @@ def table(config: Config) -> None:
     runs = finished(config)
     if not runs:
         raise UserError(f"no finished run in {config.runs}: let the stage train end first")
-    costs = {}
-    if (config.out / "cost.json").is_file():
-        costs = json.loads((config.out / "cost.json").read_text())["steps"]
+    measured = read_if_there(config.out / "cost.json", "remove it and let the stage cost make it again")
+    costs = measured["steps"] if measured else {}
     for method, seed in config.all_runs():
         if (method, seed) not in runs:
             print(f"note: {config.folder(method, seed)} is not finished: left out of the table")
     rows = []
     for method in config.methods:
-        mine = {seed: folder for (name, seed), folder in runs.items() if name == method}
+        mine = {seed: run for (name, seed), run in runs.items() if name == method}
         if mine:
-            rows.append(_row(method, mine, costs.get(method)))
-    for (method, seed), folder in runs.items():
+            rows.append(make_row(method, mine, map(_evaluation, mine.values()), costs.get(method)))
+    for (method, seed), run in runs.items():
         for name in KEPT:
-            if (folder.path / name).is_file():
+            if (run.folder.path / name).is_file():
                 target = config.out / f"{method}-{seed}" / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder.path / name, target)
+                shutil.copyfile(run.folder.path / name, target)
     atomic_write(config.out / "table.json", to_json({"rows": rows, "environment": environment()}))
-    text = _markdown(rows, config)
+    text = to_markdown(rows, _about_table(config), REFERENCE)
     atomic_write(config.out / "table.md", text)
     print(text)
 
 
-def _row(method: str, folders: dict[int, RunFolder], cost_row: dict | None) -> dict:
-    summaries = {seed: folder.summary() for seed, folder in folders.items()}
-    row: dict = {"method": method, "seeds": sorted(folders), "passes": get_method(method).passes}
-    figures: dict[str, list[dict]] = {}
-    for folder in folders.values():
-        for attack, result in _evaluation(folder, RunFolder.open(folder.path)[1]).items():
-            figures.setdefault(attack, []).append(result)
-    for attack, results in figures.items():
-        images = max(result["n"] for result in results)  # a judging that was stopped leaves fewer in some
-        results = [result for result in results if result["n"] == images]
-        values = [result["accuracy"] for result in results]
-        row[attack] = {
-            "mean": statistics.mean(values),
-            "worst": min(values),
-            "seeds": len(values),
-            "images": images,
-        }
-    row["best_weights_pgd20"] = statistics.mean(
-        s["test"]["best"]["attacks"]["pgd-20"]["accuracy"] for s in summaries.values()
-    )
-    row["collapsed_at"] = {seed: summary["collapsed_at"] for seed, summary in summaries.items()}
-    row["omega_bytes"] = max(summary["memory_bytes"] for summary in summaries.values())
-    row["peak_gpu_bytes"] = max(summary.get("peak_gpu_bytes", 0) for summary in summaries.values()) or None
-    row["step"] = cost_row
-    return row
-
-
-def _cell(row: dict, attack: str, images: int) -> str:
-    if attack not in row:
-        return "-"
-    found, notes = row[attack], []
-    if found["seeds"] < len(row["seeds"]):
-        notes.append(f"{found['seeds']} of {len(row['seeds'])} seeds")
-    if found["images"] < images:
-        notes.append(f"{found['images']:,} images")
-    return f"{found['mean']:.1%}" + (f" ({', '.join(notes)})" if notes else "")
-
-
-def _markdown(rows: list[dict], config: Config) -> str:
-    attacks = [a for a in ("clean", "pgd-20", "pgd-50", "autoattack") if any(a in row for row in rows)]
-    titles = {"clean": "clean", "pgd-20": "PGD-20", "pgd-50": "PGD-50 x 10", "autoattack": "AutoAttack"}
-    images = {a: max(row[a]["images"] for row in rows if a in row) for a in attacks}
-    head = [
-        "method",
-        "seeds",
-        *(f"{titles[a]} ({images[a]:,})" for a in attacks),
-        "PGD-20, worst seed",
-        "PGD-20, best weights",
-    ]
-    head += ["collapsed at epoch (by seed)", "passes", f"step / {REFERENCE} step", "omega MB"]
-    lines = [head, ["---"] * len(head)]
-    for row in rows:
-        cells = [
-            row["method"],
-            str(len(row["seeds"])),
-            *(_cell(row, a, images[a]) for a in attacks),
-        ]
-        cells += [f"{row['pgd-20']['worst']:.1%}" if "pgd-20" in row else "-", f"{row['best_weights_pgd20']:.1%}"]
-        fell = [", ".join(map(str, epochs)) or "no" for epochs in row["collapsed_at"].values()]
-        cells.append(" / ".join(fell) if row["method"] != "standard" else "-")
-        cells.append(f"{row['passes']} F")
-        ratio = row["step"] and row["step"]["over_reference"]
-        cells.append(f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]" if ratio else "-")
-        cells.append(f"{row['omega_bytes'] / 1e6:.0f}")
-        lines.append(cells)
+def _about_table(config: Config) -> str:
+    """What stands above the table."""
     made = config.wanted(METHODS[0], 0)
-    about = (
+    return (
         f"# Methods on {made.dataset}, recipe {config.recipe}\n\n"
         f"{made.epochs} epochs of {made.train_images or 'all'} images, {made.model} of width factor {made.width}, "
         f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}, eps {made.eps} in training, step decay "
@@ -358,25 +294,24 @@ def _markdown(rows: list[dict], config: Config) -> str:
         f"last weights, mean over the seeds, test images in brackets; attacks within {made.eval_eps}. "
         "Step times: medians with quartiles, taken in turns in one process.\n\n"
     )
-    return about + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def pictures(config: Config) -> None:
     """What `apart-fast analyze` and `apart-fast report` make of the runs."""
     runs = finished(config)
     common = dict(data_dir=config.data_dir, device=config.device, out=config.out)
-    paths = [folder.path for folder in runs.values()]
-    watched = [folder.path for (method, _), folder in runs.items() if method in ("fgsm", "fgsm+", "apart")]
-    curves.run(curves.CurvesConfig(runs=tuple(paths), **common))
+    paths = [run.folder.path for run in runs.values()]
+    watched = [run.folder.path for (method, _), run in runs.items() if method in ("fgsm", "fgsm+", "apart")]
+    curves.run(CurvesConfig(runs=tuple(paths), **common))
     reference = runs.get((REFERENCE, config.seeds[0]))
     if reference and watched:
-        collapse.run(collapse.CollapseConfig(runs=tuple(watched), reference=reference.path, images=500, **common))
+        collapse.run(CollapseConfig(runs=tuple(watched), reference=reference.folder.path, images=500, **common))
     if watched:
-        gradients.run(gradients.GradientsConfig(runs=tuple(watched), **common))
+        gradients.run(GradientsConfig(runs=tuple(watched), **common))
     fallen = runs.get(("fgsm", config.seeds[0]))
     if fallen:
         perturbations.run(
-            perturbations.PerturbationsConfig(run=fallen.path, reference=reference and reference.path, **common)
+            PerturbationsConfig(run=fallen.folder.path, reference=reference and reference.folder.path, **common)
         )
     write_report(paths, config.out / "report.html")
 

@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from apart_fast.files import atomic_write
+
+T = TypeVar("T")
 
 
 class ResultCache:
@@ -34,6 +38,18 @@ class ResultCache:
         """
         self._values[key] = value
         atomic_write(self.path, json.dumps(self._values))
+
+    def get_or_make(self, key: str, valid: Callable[[object], bool], make: Callable[[], T]) -> T:
+        """What is kept under `key` if it is `valid` (a file may be damaged), else what `make` gives, kept from now on.
+
+        Raises:
+            UserError: see `put`.
+        """
+        value = self.get(key)
+        if not valid(value):
+            value = make()
+            self.put(key, value)
+        return value
 
 
 def result_key(weights: Path, settings: dict) -> str:

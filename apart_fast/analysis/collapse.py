@@ -4,38 +4,32 @@ The published figure (arXiv 2010.08034; `published.json`): when FGSM training co
 and FGSM perturbations made with the collapsed network move a PGD-10-trained one no more than random noise does.
 """
 
-import json
 import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apart_fast import evaluate
 from apart_fast.analysis import output
 from apart_fast.analysis.cache import ResultCache, result_key
 from apart_fast.analysis.directions import fgsm_delta, noise_delta
-from apart_fast.analysis.groups import group_colours, group_runs
-from apart_fast.analysis.series import Series, judged_data, load_network, open_series
+from apart_fast.analysis.groups import group_runs
+from apart_fast.analysis.inputs import every_nth, judged_data, open_reference, open_runs
+from apart_fast.analysis.pictures.collapse import draw
 from apart_fast.analysis.settings import CollapseConfig
 from apart_fast.device import pick_device
-from apart_fast.errors import UserError
 from apart_fast.evaluation import attacks
-from apart_fast.evaluation.judge import Z_95, reproducible, wilson
+from apart_fast.evaluation.judge import Z_95, evaluate, reproducible, wilson
 from apart_fast.loaders import Split, fingerprint
-from apart_fast.step.methods import get_method
+from apart_fast.runs.checkpoint import load_network
+from apart_fast.runs.reading import Run
 from apart_fast.units import parse_eps
 
 DRAWS = 5  # of the random noise
-LOST = 1 / 3  # a collapse: accuracy under this share of the best so far
-PUBLISHED = Path(__file__).parent / "published.json"
+COLLAPSED_SHARE = 1 / 3  # of the best accuracy so far: a network under it has collapsed
 
 
 # ---- numbers
@@ -52,11 +46,11 @@ class _Judge:
         self._path, self._reference = reference, load_network(reference, self._device)
         self._key = result_key(reference, {})  # of its contents
 
-    def checkpoint(self, one: Series, epoch: int) -> tuple[dict[str, int], Tensor]:
+    def checkpoint(self, one: Run, epoch: int) -> tuple[dict[str, int], Tensor]:
         """Number of right answers (clean, pgd-20), and those of the reference on this checkpoint's FGSM images (bool
         [N])."""
         weights = one.weights[epoch]
-        model = cache(lambda: one.model(epoch, self._device))  # only read where something is missing
+        model = cache(lambda: load_network(weights, self._device))  # only read where something is missing
         counts = self._kept(weights, ["clean", "pgd-20"], self._is_count, lambda: self._evaluate(model()))
         moved = self._kept(
             weights, ["transfer"], self._is_marks, lambda: {"transfer": self._fooled_by(model())}, reference=self._key
@@ -73,12 +67,11 @@ class _Judge:
         self, weights: Path, names: list[str], valid: Callable[[object], bool], make: Callable[[], dict], **more
     ) -> dict:
         """What the cache has under these names, made now if anything of it is missing or damaged."""
-        key = result_key(weights, {**self._settings, **more, "names": names})
-        value = self._cache.get(key)
-        if not (isinstance(value, dict) and set(value) == set(names) and all(map(valid, value.values()))):
-            value = make()
-            self._cache.put(key, value)
-        return value
+
+        def whole(value: object) -> bool:
+            return isinstance(value, dict) and set(value) == set(names) and all(map(valid, value.values()))
+
+        return self._cache.get_or_make(result_key(weights, {**self._settings, **more, "names": names}), whole, make)
 
     def _is_count(self, value: object) -> bool:
         return type(value) is int and 0 <= value <= len(self._split)
@@ -137,13 +130,16 @@ def compute(config: CollapseConfig) -> dict:
     Raises:
         UserError: not a finished run, no kept weights, different data sets, missing data, a full disk.
     """
-    series = open_series(config.runs, weights=True)
-    reference, path = open_reference(config.reference, series[0])
-    groups = group_runs(series)
-    _, split = judged_data(config, [*series, reference])
+    opened = open_runs(config.runs, weights=True)
+    reference, path = open_reference(config.reference, opened[0])
+    groups = group_runs(opened)
+    _, split = judged_data(config, [*opened, reference])
     judge = _Judge(config, split, path)
     todo = [
-        (label, one, epoch) for label, runs in groups.items() for one in runs for epoch in _chosen(one, config.every)
+        (label, one, epoch)
+        for label, mine in groups.items()
+        for one in mine
+        for epoch in every_nth(list(one.weights), config.every)
     ]
     runs: dict[str, dict] = {}
     # None: only where somebody is watching a terminal
@@ -159,33 +155,13 @@ def compute(config: CollapseConfig) -> dict:
     for run in runs.values():
         run["summary"] = summarise(run["points"])
     return {
-        "dataset": series[0].config.dataset,
+        "dataset": opened[0].config.dataset,
         "images": len(split),
         "eps": parse_eps(config.eps),
         "seed": config.seed,
         "reference": known,
         "runs": list(runs.values()),
     }
-
-
-def open_reference(path: Path, one: Series) -> tuple[Series, Path]:
-    """A finished run to compare `one` with, and the file of its last kept weights, or best.pt if it kept none.
-
-    Raises:
-        UserError: not a finished run, or on another data set.
-    """
-    (reference,) = open_series([path], weights=False)
-    if reference.config.dataset != one.config.dataset:
-        raise UserError(
-            f"--reference {path} was trained on {reference.config.dataset}, {one.name} on {one.config.dataset}: "
-            "choose a reference on the same data set"
-        )
-    return reference, list(reference.weights.values())[-1] if reference.weights else reference.folder.best
-
-
-def _chosen(one: Series, every: int) -> list[int]:
-    """Every so many kept epochs, counted from the last one back."""
-    return list(one.weights)[::-1][::every][::-1]
 
 
 def _proportion(correct: float, n: int) -> dict[str, float]:
@@ -198,12 +174,12 @@ def _noise(right: dict[str, Tensor]) -> Tensor:
     return torch.stack([right[f"noise-{i}"] for i in range(DRAWS)]).double().mean(0)
 
 
-def _known(reference: Series, path: Path, right: dict[str, Tensor]) -> dict:
+def _known(reference: Run, path: Path, right: dict[str, Tensor]) -> dict:
     noise, n = _noise(right), len(right["clean"])
     draws = [right[f"noise-{i}"].double().mean().item() for i in range(DRAWS)]
     return {
         "name": reference.name,
-        "method": get_method(reference.config.method).name,
+        "method": reference.method,
         "weights": path.name,
         "clean": _proportion(int(right["clean"].sum()), n),
         "own_fgsm": _proportion(int(right["own-fgsm"].sum()), n),
@@ -244,7 +220,7 @@ def summarise(points: list[dict]) -> dict:
     """
     best, fall = points[0], None
     for before, point in zip(points, points[1:], strict=False):
-        if point["pgd20"]["accuracy"] < LOST * best["pgd20"]["accuracy"] and (
+        if point["pgd20"]["accuracy"] < COLLAPSED_SHARE * best["pgd20"]["accuracy"] and (
             point["pgd20"]["high"] < best["pgd20"]["low"]
         ):
             fall = (before, point)
@@ -262,89 +238,6 @@ def summarise(points: list[dict]) -> dict:
         summary[f"transfer_{name}"] = fall[i]["transfer"]["accuracy"] if fall else None
         summary[f"way_to_noise_{name}"] = fall[i]["way_to_noise"] if fall else None
     return summary
-
-
-# ---- picture
-
-
-def draw(numbers: dict) -> Figure:
-    """Two panels over the epochs, from what `compute` returned: PGD-20 accuracy, and accuracy of the reference.
-
-    The second is drawn as the distance from accuracy under random noise: so networks of every size, and the published
-    curves that lie behind where the data set is theirs (CIFAR-10), share one line.
-    """
-    figure = Figure(figsize=(12, 5.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    if numbers["dataset"] == "cifar10":
-        _draw_published(left, right)
-    groups: dict[str, list[dict]] = {}
-    for run in numbers["runs"]:
-        groups.setdefault(run["group"], []).append(run)
-    colours = group_colours(list(groups))
-    for axes, name, value in ((left, "pgd20", "accuracy"), (right, "above_noise", "difference")):
-        for label, runs in groups.items():
-            _draw_group(axes, (name, value), label, runs, colours[label])
-    _draw_reference(right, numbers["reference"])
-    eps, method = f"{numbers['eps'] * 255:.3g}/255", numbers["reference"]["method"]
-    left.set(title="robustness of the trained network", ylabel=f"PGD-20 accuracy at eps {eps} (%)")
-    left.set_ylim(bottom=-0.02 * left.get_ylim()[1])
-    right.set(
-        title=f"its FGSM perturbations, given to a {method} network",
-        ylabel=f"accuracy of the {method} network,\nabove that under random noise (points)",
-    )
-    for axes in (left, right):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        _legend(axes, numbers)
-    return figure
-
-
-def _draw_published(left: Axes, right: Axes) -> None:
-    published = json.loads(PUBLISHED.read_text())["fgsm_curve"]
-    noise = published["random_noise_on_PGD10_final"]
-    for axes, name, zero, style, label in (
-        (left, "FGSM_PGD20_robust", 0, "-", "fgsm, published (full size)"),
-        (left, "FGSMplus_PGD20_robust", 0, "-.", "fgsm+, published (full size)"),
-        (right, "transfer_FGSM_i_on_PGD10_final", noise, "-", f"fgsm, published (full size; noise {noise:.1%})"),
-    ):
-        values = [100 * (value - zero) for value in published[name]]
-        axes.plot(published["epoch"], values, style, color="0.65", linewidth=1, label=label, zorder=1)
-
-
-def _draw_reference(axes: Axes, reference: dict) -> None:
-    noise, clean = (reference[name]["accuracy"] for name in ("noise", "clean"))
-    for value, style, label in ((noise, "--", "random noise, same size"), (clean, ":", "no perturbation")):
-        height = 100 * (value - noise)
-        axes.axhline(height, color="black", linestyle=style, linewidth=1.2, label=f"{label} ({value:.1%})")
-
-
-def _draw_group(axes: Axes, value: tuple[str, str], label: str, runs: list[dict], colour: str) -> None:
-    """Each seed faint and their mean; of a single run the 95 % intervals instead. value: keys of a point."""
-    curves = [{p["epoch"]: 100 * p[value[0]][value[1]] for p in run["points"]} for run in runs]
-    shared = [epoch for epoch in curves[0] if all(epoch in curve for curve in curves)]
-    mean = [sum(curve[epoch] for curve in curves) / len(curves) for epoch in shared]
-    words = f"{label} (mean of {len(runs)} seeds)" if len(runs) > 1 else f"{label} (95 % interval)"
-    axes.plot(shared, mean, "o-", color=colour, linewidth=2, markersize=3, label=words, zorder=3)
-    if len(runs) > 1:
-        for curve in curves:
-            axes.plot(list(curve), list(curve.values()), color=colour, linewidth=0.8, alpha=0.45, zorder=2)
-    else:
-        low, high = ([100 * p[value[0]][end] for p in runs[0]["points"]] for end in ("low", "high"))
-        axes.fill_between(shared, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
-    for run, curve in zip(runs, curves, strict=True):
-        epoch = run["summary"]["collapsed_at"]
-        if epoch is not None:
-            axes.plot([epoch], [curve[epoch]], "X", color=colour, markeredgecolor="white", markersize=10, zorder=4)
-
-
-def _legend(axes: Axes, numbers: dict) -> None:
-    handles = axes.get_legend_handles_labels()[0]
-    if any(run["summary"]["collapsed_at"] is not None for run in numbers["runs"]):
-        handles.append(Line2D([], [], color="0.3", marker="X", linestyle="", markersize=8, label="collapse"))
-    # below the panel, where it covers no data
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, fontsize=8.5, frameon=False)
 
 
 # ---- command

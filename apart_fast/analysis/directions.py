@@ -6,21 +6,17 @@ images, |delta| <= eps and 0 <= images + delta <= 1. Nothing of the model change
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apart_fast.evaluation.attacks import predict
+from apart_fast.evaluation.attacks import differentiate, pgd_to_the_end
 from apart_fast.kernels import projected_step
 from apart_fast.models.modes import frozen
 
 
 def input_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Gradient of each image's own cross-entropy at the image, like `images` (not divided by the batch size)."""
-    leaf = images.detach().clone().requires_grad_()
-    with frozen(model), torch.enable_grad():
-        loss = F.cross_entropy(predict(model, leaf), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, leaf)
-    return gradient.contiguous()
+    with frozen(model):
+        return differentiate(model, images, labels)[0]
 
 
 def fgsm_delta(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
@@ -31,10 +27,7 @@ def fgsm_delta(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> 
 
 def pgd_delta(model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int = 20) -> Tensor:
     """`steps` steps of eps / 4 from the image, all of them taken, also behind the point that fools (Madry et al.)."""
-    point = images
-    for _ in range(steps):
-        point = projected_step(images, point, input_gradient(model, point, labels), eps / 4, eps)
-    return point - images
+    return pgd_to_the_end(model, images, labels, eps=eps, step=eps / 4, steps=steps) - images
 
 
 def noise_delta(images: Tensor, eps: float, generator: torch.Generator) -> Tensor:

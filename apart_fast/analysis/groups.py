@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from apart_fast.analysis.series import Series
 from apart_fast.errors import UserError
 from apart_fast.report.pictures import COLOURS
 from apart_fast.runs.config import MOVABLE
-from apart_fast.step.methods import get_method
+from apart_fast.runs.reading import Run
 
 # what leaves the weights of a run as they are, apart from rounding; a recipe only names settings that stand beside it
 _IDLE = {
@@ -18,7 +17,7 @@ _IDLE = {
 }
 
 
-def group_runs(series: Sequence[Series]) -> dict[str, list[Series]]:
+def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """label -> runs of one method and the same settings, by seed, in the order in which the groups first appear.
 
     The label is the method; where groups of one method differ, the settings in which they do so follow.
@@ -26,23 +25,23 @@ def group_runs(series: Sequence[Series]) -> dict[str, list[Series]]:
     Raises:
         UserError: the same settings and seed twice.
     """
-    groups: dict[str, list[Series]] = {}
-    for one in series:
+    groups: dict[str, list[Run]] = {}
+    for one in runs:
         groups.setdefault(repr(_settings(one)), []).append(one)
-    for runs in groups.values():
-        runs.sort(key=lambda one: one.config.seed)
-        for a, b in zip(runs, runs[1:], strict=False):
+    for mine in groups.values():
+        mine.sort(key=lambda one: one.config.seed)
+        for a, b in zip(mine, mine[1:], strict=False):
             if a.config.seed == b.config.seed:
                 raise UserError(f"{a.name} and {b.name} are one run twice (same settings and seed): name one of them")
-    settings = [_settings(runs[0]) for runs in groups.values()]
-    return {_label(mine, settings): runs for mine, runs in zip(settings, groups.values(), strict=True)}
+    settings = [_settings(mine[0]) for mine in groups.values()]
+    return {_label(own, settings): mine for own, mine in zip(settings, groups.values(), strict=True)}
 
 
-def _settings(one: Series) -> dict:
+def _settings(one: Run) -> dict:
     values = {name: value for name, value in asdict(one.config).items() if name not in _IDLE}
     if one.config.dataset == "folder":
         values["data_dir"] = one.config.data_dir  # the place is all that tells two of them apart
-    return values | {"method": get_method(one.config.method).name}  # pgd is pgd-10
+    return values | {"method": one.method}  # pgd is pgd-10
 
 
 def _label(mine: dict, settings: list[dict]) -> str:

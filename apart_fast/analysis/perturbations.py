@@ -5,45 +5,24 @@ The published pictures (arXiv 2010.08034): before the collapse they follow the o
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from apart_fast.analysis import output
-from apart_fast.analysis.collapse import open_reference
 from apart_fast.analysis.directions import fgsm_delta, input_gradient, noise_delta, pgd_delta
-from apart_fast.analysis.series import Series, judged_data, load_network, open_series
+from apart_fast.analysis.inputs import judged_data, open_reference, open_runs
+from apart_fast.analysis.pictures.perturbations import Picture, Row, draw
 from apart_fast.analysis.settings import PerturbationsConfig
 from apart_fast.device import pick_device
 from apart_fast.errors import UserError
 from apart_fast.evaluation.judge import Z_95, reproducible
 from apart_fast.loaders import Split
-from apart_fast.step.methods import get_method
+from apart_fast.runs.checkpoint import load_network
+from apart_fast.runs.reading import Run
 from apart_fast.units import parse_eps
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the picture: delta, float [shown, H, W, C] in [-eps, eps], and what is written beside it."""
-
-    name: str
-    words: tuple[str, ...]
-    delta: Tensor
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Images float [shown, H, W, C] in [0, 1], the names of their classes, and the perturbations below them."""
-
-    images: Tensor
-    classes: list[str]
-    rows: list[Row]
-    eps: float
-
 
 # ---- measures: float64 [B], one for each image; NaN where an image has none
 
@@ -158,14 +137,14 @@ def compute(config: PerturbationsConfig) -> tuple[dict, Picture]:
     Raises:
         UserError: not a finished run, an epoch that was not kept, different data sets, missing data.
     """
-    (one,) = open_series([config.run], weights=True)
+    (one,) = open_runs([config.run], weights=True)
     reference, path = open_reference(config.reference, one) if config.reference else (None, None)
     epochs = choose_epochs(one, config.epochs)
     data, split = judged_data(config, [one, *([reference] if reference else [])])
     eps, shown = parse_eps(config.eps), spread(split.labels, config.shown)
     rows, images = [], _Images(config, split, len(epochs) + bool(reference))
     numbers = {
-        **{"run": one.name, "method": get_method(one.config.method).name, "dataset": one.config.dataset},
+        **{"run": one.name, "method": one.method, "dataset": one.config.dataset},
         **{"images": len(split), "eps": eps, "seed": config.seed, "epochs": []},
         "noise": _measure_noise(split, eps, config.seed),
         "reference": None,
@@ -174,15 +153,14 @@ def compute(config: PerturbationsConfig) -> tuple[dict, Picture]:
         target = None
         if reference:
             found, target = _measure_reference(images, load_network(path, images.device), eps)
-            method = get_method(reference.config.method).name
-            numbers["reference"] = {"name": reference.name, "method": method, "weights": path.name, **found}
+            numbers["reference"] = {"name": reference.name, "method": reference.method, "weights": path.name, **found}
         collapsed = {record["epoch"]: record.get("collapsed") for record in one.records}
         for epoch in epochs:
-            found, delta = _measure(images, one.model(epoch, images.device), eps, target)
+            found, delta = _measure(images, load_network(one.weights[epoch], images.device), eps, target)
             numbers["epochs"].append({"epoch": epoch, "collapsed": collapsed.get(epoch), **found})
             rows.append(Row(_title(epoch, collapsed.get(epoch)), _words(found), delta[shown]))
     if reference:
-        rows.append(Row(f"PGD-20, {method} network", _words(numbers["reference"]), target[shown]))
+        rows.append(Row(f"PGD-20, {reference.method} network", _words(numbers["reference"]), target[shown]))
     picture = split.images[shown].float() / 255, [data.classes[i] for i in split.labels[shown].tolist()]
     return numbers, Picture(*picture, rows, eps)
 
@@ -197,7 +175,7 @@ def _measure_noise(split: Split, eps: float, seed: int) -> dict[str, dict]:
     return {name: mean_interval(value) for name, value in values.items()}
 
 
-def choose_epochs(one: Series, wanted: tuple[int, ...]) -> list[int]:
+def choose_epochs(one: Run, wanted: tuple[int, ...]) -> list[int]:
     """The epochs asked for; none: before and after the collapse, or the middle and the last one (see the config).
 
     Raises:
@@ -209,8 +187,8 @@ def choose_epochs(one: Series, wanted: tuple[int, ...]) -> list[int]:
             raise UserError(f"--epochs {epoch}: {one.name} kept no weights of it; it kept {', '.join(map(str, kept))}")
     if wanted:
         return list(dict.fromkeys(wanted))
-    fall = next((record["epoch"] for record in one.records if record.get("collapsed")), None)
-    before = [epoch for epoch in kept if fall is not None and epoch < fall]
+    fall = one.collapsed_epochs[:1]
+    before = [epoch for epoch in kept if fall and epoch < fall[0]]
     if before and before[-1] != kept[-1]:
         return [before[-1], kept[-1]]
     return list(dict.fromkeys([kept[(len(kept) - 1) // 2], kept[-1]]))
@@ -227,7 +205,7 @@ def spread(labels: Tensor, count: int) -> list[int]:
     return sorted(i for _, i in sorted(order)[:count])
 
 
-# ---- picture
+# ---- words of the picture
 
 
 def _title(epoch: int, collapsed: bool | None) -> str:
@@ -246,38 +224,6 @@ def _words(found: dict) -> tuple[str, ...]:
     }
     means = {name: found[name]["mean"] for name in lines if name in found}
     return tuple(lines[name].format(mean) for name, mean in means.items() if mean is not None)
-
-
-def draw(picture: Picture) -> Figure:
-    """Images in the first row, below them each `Row` (a colour channel's 0 is -eps, 1/2 no change, 1 +eps)."""
-    columns, count = len(picture.images), 1 + len(picture.rows)
-    figure = Figure(figsize=(2.6 + 1.25 * columns, 0.5 + 1.34 * count), layout="constrained")
-    axes = figure.subplots(count, columns, squeeze=False)
-    scaled = [(row.delta / (2 * picture.eps) + 0.5).clamp(0, 1) for row in picture.rows]
-    for r, tensors in enumerate([picture.images, *scaled]):
-        for i, pixels in enumerate(tensors):
-            axes[r, i].imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes[r, i].set(xticks=[], yticks=[])
-    for i, name in enumerate(picture.classes):
-        axes[0, i].set_title(name, fontsize=10)
-    _beside(axes[0, 0], "image", ())
-    for r, row in enumerate(picture.rows, 1):
-        _beside(axes[r, 0], row.name, row.words)
-    eps = f"{picture.eps * 255:.3g}/255"
-    figure.suptitle(
-        f"eps {eps}; in each colour channel dark: -eps, medium: no change, bright: +eps", fontsize=10, wrap=True
-    )
-    return figure
-
-
-def _beside(axes, name: str, words: tuple[str, ...]) -> None:
-    """Text to the left of a row: its name, and smaller lines below it."""
-    lines = name.count("\n") + 1
-    # one block of text for each size, meeting at the height that their numbers of lines give
-    height = 0.5 + 0.065 * (len(words) - lines)
-    at = dict(xycoords="axes fraction", textcoords="offset points", xytext=(-8, 0), ha="right")
-    axes.annotate(name, (0, height), va="bottom" if words else "center", fontsize=10, weight="bold", **at)
-    axes.annotate("\n".join(words), (0, height), va="top", fontsize=8.5, color="0.25", **at)
 
 
 # ---- command

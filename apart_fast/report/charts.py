@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from apart_fast.report.facts import collapses
-from apart_fast.report.pictures import COLOURS, PANELS, Curve, Panel, dress, points
-from apart_fast.report.reading import Run
+from apart_fast.report.pictures import COLOURS, PANELS, Curve, Panel, dress
 from apart_fast.report.text import count, percent
+from apart_fast.runs.reading import Run, points
 
 DARK_COLOURS = (
     "#3b94d9",

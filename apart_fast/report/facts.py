@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from apart_fast.report.pictures import points
-from apart_fast.report.reading import Run
 from apart_fast.report.text import NOTHING, count, duration, number, percent, plain, scaled
 from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.reading import Run, points
 
 PLACES = ("out", "resume")  # settings that say nothing of the training
 

@@ -9,8 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from apart_fast.report import facts
 from apart_fast.report.charts import DARK_COLOURS, block_colours, count_blocks, make_charts, run_colour
 from apart_fast.report.pictures import COLOURS
-from apart_fast.report.reading import Run
 from apart_fast.report.text import number
+from apart_fast.runs.reading import Run
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),

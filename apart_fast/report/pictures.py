@@ -1,21 +1,22 @@
 """Pictures of a run, as PNG: curves over the epochs, and what the perturbations look like."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import nn
 
-from apart_fast import kernels
-from apart_fast.evaluation.attacks import predict
+from apart_fast.evaluation.attacks import pgd_to_the_end, predict
 from apart_fast.files import atomic_path
-from apart_fast.loaders.datasets import Split
+from apart_fast.loaders import Split
+from apart_fast.models.channels_last import any_layout
+from apart_fast.models.modes import evaluating
+from apart_fast.runs.reading import points
 
 # Okabe and Ito's palette, grey for its pale yellow: told apart by colour-blind readers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8c8c8c")
@@ -70,11 +71,6 @@ PANELS = (
 )
 
 
-def points(records: Sequence[dict], key: str) -> list[tuple[int, float]]:
-    """(epoch, value) of the lines of metrics.jsonl that hold a number under `key`."""
-    return [(r["epoch"], r[key]) for r in records if isinstance(r.get(key), int | float)]
-
-
 def dress(axes: Axes, panel: Panel) -> None:
     """What all axes over the epochs have in common; call it when the curves are drawn."""
     axes.set_xlabel("epoch")
@@ -113,19 +109,13 @@ def curves(runs: Mapping[str, list[dict]], path: Path) -> None:
 
 def perturbations(model: nn.Module, split: Split, classes: list[str], eps: float, path: Path) -> None:
     """Images, their PGD-20 perturbations against `model` (grey: none, white and black: +-eps), and the result."""
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    try:
-        images = split.images.to(device).float() / 255  # [N, H, W, C]
-        labels = split.labels.to(device)
-        attacked = images
-        for _ in range(20):  # all the steps: `attacks.pgd` keeps the first image that fools
-            leaf = attacked.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(F.cross_entropy(predict(model, leaf), labels), leaf)
-            attacked = kernels.projected_step(images, attacked, gradient, eps / 4, eps)
-        said = [predict(model, x).argmax(1).tolist() for x in (images, attacked)]
-    finally:
-        model.train(training)
+    device = next(model.parameters()).device
+    images = split.images.to(device).float() / 255  # [N, H, W, C]
+    with evaluating(model):
+        network = any_layout(model, images.permute(0, 3, 1, 2))
+        attacked = pgd_to_the_end(network, images, split.labels.to(device), eps=eps, step=eps / 4, steps=20)
+        with torch.no_grad():
+            said = [predict(network, x).argmax(1).tolist() for x in (images, attacked)]
     rows = [images, (attacked - images) / (2 * eps) + 0.5, attacked]
     figure = Figure(figsize=(1.3 * len(images) + 0.8, 5), layout="constrained")
     axes = figure.subplots(3, len(images), squeeze=False)

@@ -4,9 +4,9 @@ import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
-from apart_fast.files import read_object
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
+from apart_fast.runs.reading import Run
 from apart_fast.step.methods import get_method
 
 SETTINGS = ("recipe", "epochs", "cycle", "batch_size", "lr", "weight_decay", "label_smoothing", "ema", "amp", "seed")
@@ -18,7 +18,8 @@ def write_card(folder: RunFolder, config: TrainConfig) -> Path:
     Raises:
         UserError: the run is not finished, one of its files is damaged, or the folder cannot be written.
     """
-    summary = folder.summary()
+    run = Run.of(folder, config)
+    summary = run.summary
     method = get_method(config.method)
     card = {
         "model": {
@@ -43,19 +44,15 @@ def write_card(folder: RunFolder, config: TrainConfig) -> Path:
             "threat_model": f"L-inf ball of radius {config.eval_eps}, white-box",
             "selection": f"best.pt: epoch {summary['best']['epoch']}, chosen by {summary['best']['by']}",
             "test": summary.get("test", {}),
-            "further": _further(folder.path / "evaluation.json"),
+            "further": run.evaluation or None,
         },
         "caveats": [
             "accuracy under PGD is an upper bound of the robust accuracy; AutoAttack is tighter where it was run",
             "nothing is known about other norms, larger radii or other data",
         ],
-        "environment": _further(folder.path / "environment.json"),
+        "environment": run.environment or None,
     }
     return folder.write("card.json", card)
-
-
-def _further(file: Path) -> dict | None:
-    return read_object(file, "make it again, or remove it") if file.is_file() else None
 
 
 def _sha256(file: Path) -> str:

@@ -12,6 +12,9 @@ from torch import nn
 from apart_fast.errors import UserError
 from apart_fast.files import atomic_path
 from apart_fast.loaders import Dataset
+from apart_fast.models import build_model
+from apart_fast.models.channels_last import any_layout
+from apart_fast.runs.begin import find_checkpoint
 
 FORMAT = 1
 MAPPED_FROM = 2**31  # bytes
@@ -52,9 +55,7 @@ def load(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> d
     Raises:
         UserError: missing, damaged, not one of ours, or too large for the memory.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}: name a .pt file that a run has written")
+    path = find_checkpoint(Path(path))
     try:
         # mapped, a store as large as the memory is copied in parts; read at once, damage shows at once
         mapped = path.stat().st_size > MAPPED_FROM
@@ -118,3 +119,29 @@ def load_model(model: nn.Module, weights: dict, path: str | os.PathLike) -> None
                 f"{tuple(mine[name].shape)} here; choose the model (and width) it was made with"
             )
     model.load_state_dict(weights)
+
+
+def load_network(
+    source: str | os.PathLike | dict,
+    device: torch.device,
+    average: bool = True,
+    *,
+    name: str | os.PathLike = "the checkpoint",
+) -> nn.Module:
+    """The network of a checkpoint on `device`, in eval mode, channels-last; it takes pixels of any layout.
+
+    Args:
+        source: a file, or what `load` has read of it.
+        average: take the averaged weights where there are some.
+        name: what messages call a checkpoint that is given as its state.
+
+    Raises:
+        UserError: see `load` and `load_model`.
+    """
+    if not isinstance(source, dict):
+        name, source = source, load(source)
+    description = source["description"]
+    model = build_model(**description).to(device, memory_format=torch.channels_last)
+    load_model(model, (average and source.get("average")) or source["model"], name)
+    pixels = torch.zeros(2, *description["image_size"], description["in_channels"], device=device)
+    return any_layout(model.eval(), pixels.permute(0, 3, 1, 2))

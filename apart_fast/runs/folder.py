@@ -29,8 +29,8 @@ class RunFolder:
 
     def kept_weights(self) -> dict[int, Path]:
         """epoch (from 1) -> file, in order, for the epochs whose weights were kept."""
-        files = {file.stem.removeprefix("epoch-"): file for file in sorted(self.path.glob("weights/epoch-*.pt"))}
-        return {int(epoch): file for epoch, file in files.items() if epoch.isdecimal()}
+        files = {file.stem.removeprefix("epoch-"): file for file in self.path.glob("weights/epoch-*.pt")}
+        return dict(sorted((int(epoch), file) for epoch, file in files.items() if epoch.isdecimal()))
 
     def summary(self) -> dict:
         """What the run wrote when it ended.

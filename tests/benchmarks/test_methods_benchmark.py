@@ -7,6 +7,7 @@ import pytest
 from apart_fast.errors import UserError
 from apart_fast.runs.recipes import RECIPES
 from benchmarks import methods
+from benchmarks.methods_table import make_cell
 
 TINY = {
     "dataset": "folder",
@@ -85,6 +86,6 @@ def test_what_cannot_be_done_is_said(config, stages, line):
 
 def test_what_some_seeds_lack_is_said_in_the_table():
     row = {"seeds": [0, 1], "pgd-50": {"mean": 0.5, "worst": 0.5, "seeds": 1, "images": 100}}
-    assert methods._cell(row, "pgd-50", 200) == "50.0% (1 of 2 seeds, 100 images)"
+    assert make_cell(row, "pgd-50", 200) == "50.0% (1 of 2 seeds, 100 images)"
     row["pgd-50"] |= {"seeds": 2, "images": 200}
-    assert methods._cell(row, "pgd-50", 200) == "50.0%" and methods._cell(row, "autoattack", 200) == "-"
+    assert make_cell(row, "pgd-50", 200) == "50.0%" and make_cell(row, "autoattack", 200) == "-"

@@ -14,12 +14,13 @@ import tyro
 from apart_fast.cli import main
 from apart_fast.errors import UserError
 from apart_fast.measure.energy import EnergyMeter
-from apart_fast.report import ReportConfig, run, write_report
 from apart_fast.report.charts import make_charts, run_colour
 from apart_fast.report.facts import collapses, comparison, costs, settings
 from apart_fast.report.pictures import COLOURS, curves_figure
-from apart_fast.report.reading import read_runs
+from apart_fast.report.settings import ReportConfig
 from apart_fast.report.text import duration, percent, scaled
+from apart_fast.report.write import run, write_report
+from apart_fast.runs.reading import read_runs
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 

@@ -1,4 +1,4 @@
-"""Robustness drop and transfer, pictures of perturbations, and the perturbations themselves."""
+"""Robustness drop and transfer."""
 
 import dataclasses
 import json
@@ -8,45 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import nn
 
-import apart_fast
-from apart_fast.analysis import collapse, perturbations
-from apart_fast.analysis.collapse import CollapseConfig
-from apart_fast.analysis.directions import fgsm_delta, input_gradient, noise_delta, pgd_delta
-from apart_fast.analysis.perturbations import PerturbationsConfig, choose_epochs, correlation
-from apart_fast.analysis.series import load_network, open_series
-from apart_fast.cli import main
+from apart_fast.analysis import collapse
+from apart_fast.analysis.directions import noise_delta
+from apart_fast.analysis.settings import CollapseConfig
 from apart_fast.errors import UserError
+from apart_fast.evaluation.judge import evaluate, wilson
 from apart_fast.loaders import load_dataset
 from apart_fast.runs import checkpoint
+from apart_fast.runs.checkpoint import load_network
 
 EPS = 8 / 255
-
-
-@pytest.fixture(scope="module")
-def runs(settings, tmp_path_factory):
-    """apart-0, a run with the weights of its 3 epochs; pgd-0, one as if of PGD, without. Not to be altered."""
-    folder = tmp_path_factory.mktemp("runs")
-    words = [*settings, "--keep-weights", "1", "--no-test", "--out", str(folder / "apart-0")]
-    with pytest.raises(SystemExit) as end:
-        main(["train", *words])
-    assert not end.value.code
-    reference = shutil.copytree(folder / "apart-0", folder / "pgd-0")
-    shutil.move(reference / "weights" / "epoch-0001.pt", reference / "best.pt")
-    shutil.rmtree(reference / "weights")
-    change(reference, method="pgd-2")
-    return folder
-
-
-def change(run, **settings):
-    values = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(values | settings))
-
-
-@pytest.fixture
-def common(image_folder, tmp_path):
-    return dict(data_dir=image_folder, device="cpu", progress=False, out=tmp_path / "out")
 
 
 @pytest.fixture
@@ -55,7 +27,7 @@ def config(runs, common):
 
 
 @pytest.fixture
-def second_seed(runs, tmp_path):
+def second_seed(runs, change, tmp_path):
     """A copy of the run as if of another seed, without its second epoch and with other last weights."""
     path = shutil.copytree(runs / "apart-0", tmp_path / "apart-1")
     change(path, seed=1)
@@ -64,65 +36,11 @@ def second_seed(runs, tmp_path):
     return path
 
 
-# ---- directions
-
-
-class Linear(nn.Module):
-    """Logits (0, w.x): the worst perturbation of class 0 is eps sign(w), wherever the image lies."""
-
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(3)))
-        with torch.no_grad():
-            self.w[0, 0, 0] = 0  # no gradient here
-
-    def forward(self, x):
-        return torch.stack([torch.zeros(len(x)), (x * self.w).sum((1, 2, 3))], 1)
-
-
-def some_images(n=6):
-    """[n, 4, 5, 3]; a third of the values near enough to 0 or 1 to be clipped."""
-    return (torch.rand(n, 4, 5, 3, generator=torch.Generator().manual_seed(4)) * 1.4 - 0.2).clamp(0, 1)
-
-
-def test_fgsm_and_pgd_reach_the_worst_corner_of_a_linear_model():
-    model, x = Linear(), some_images()
-    y = torch.arange(6) % 2
-    side = torch.where(y == 0, 1.0, -1.0)[:, None, None, None]
-    worst = (x + EPS * side * model.w.detach().permute(1, 2, 0).sign()).clamp(0, 1) - x
-    for delta in (fgsm_delta(model, x, y, EPS), pgd_delta(model, x, y, EPS)):
-        assert torch.allclose(delta, worst, atol=1e-6)
-        assert (delta[:, 0, 0, 0] == 0).all()
-    assert torch.allclose(pgd_delta(model, x, y, EPS, steps=1), worst.clamp(-EPS / 4, EPS / 4), atol=1e-6)
-
-
-def test_the_gradient_of_an_image_depends_on_no_other_and_leaves_none_in_the_model():
-    model, x, y = Linear(), some_images(), torch.zeros(6, dtype=torch.int64)
-    together = input_gradient(model, x, y)
-    assert torch.allclose(together[2:3], input_gradient(model, x[2:3], y[2:3]))
-    leaf = x.clone().requires_grad_()
-    F.cross_entropy(model(leaf.permute(0, 3, 1, 2)), y, reduction="sum").backward()
-    assert torch.allclose(together, leaf.grad)
-    fresh = Linear()
-    input_gradient(fresh, x, y)
-    assert fresh.w.grad is None and fresh.w.requires_grad and not x.requires_grad
-
-
-def test_noise_is_eps_with_fair_signs_and_follows_its_generator():
-    x = torch.full((20, 8, 8, 3), 0.5)
-    draw, again = (noise_delta(x, EPS, torch.Generator().manual_seed(1)) for _ in range(2))
-    assert torch.equal(draw, again) and not torch.equal(draw, noise_delta(x, EPS, torch.Generator().manual_seed(2)))
-    assert torch.allclose(draw.abs(), torch.tensor(EPS), atol=1e-6) and abs(draw.sign().mean()) < 0.06
-    parts = torch.Generator().manual_seed(1)
-    assert torch.equal(draw, torch.cat([noise_delta(part, EPS, parts) for part in x.split(7)]))  # any batch size
-    assert (noise_delta(torch.zeros(9, 8, 8, 3), EPS, torch.Generator()) >= 0).all()
-
-
-# ---- collapse: numbers
+# ---- numbers
 
 
 def point(epoch, accuracy, transfer=0.5, n=1000):
-    low, high = apart_fast.evaluation.judge.wilson(round(accuracy * n), n)
+    low, high = wilson(round(accuracy * n), n)
     pgd20 = {"accuracy": accuracy, "low": low, "high": high}
     above = {"difference": transfer - 0.6, "low": transfer - 0.61, "high": transfer - 0.59}
     moved = {"accuracy": transfer, "low": transfer, "high": transfer}
@@ -169,7 +87,7 @@ def test_the_numbers_are_those_of_a_plain_computation(runs, config, image_folder
     assert numbers["reference"]["clean"]["accuracy"] == accuracy(torch.zeros_like(x))
     for p in run["points"]:
         model = load_network(runs / "apart-0" / "weights" / f"epoch-{p['epoch']:04d}.pt", torch.device("cpu"))
-        report = apart_fast.evaluate(model, split.images, y, attacks=("clean", "pgd-20"), progress=False)
+        report = evaluate(model, split.images, y, attacks=("clean", "pgd-20"), progress=False)
         for mine, theirs in (("clean", "clean"), ("pgd20", "pgd-20")):
             result = report.attacks[theirs]
             assert p[mine] == {"accuracy": result.accuracy, "low": result.low, "high": result.high}
@@ -201,7 +119,7 @@ def test_only_every_so_many_epochs_and_the_last(config):
         assert [p["epoch"] for p in numbers["runs"][0]["points"]] == epochs
 
 
-# ---- collapse: going on
+# ---- going on
 
 
 def forbid(monkeypatch, allowed=0):
@@ -276,10 +194,10 @@ def test_other_weights_and_settings_are_not_taken_from_the_cache(config, runs, t
         assert len(judged) == count
 
 
-# ---- collapse: errors, picture, command
+# ---- errors, picture, command
 
 
-def test_collapse_refuses_bad_input_in_one_line(config, runs, tmp_path):
+def test_collapse_refuses_bad_input_in_one_line(config, runs, change, tmp_path):
     def refused(words, **settings):
         bad = dataclasses.replace(config, **settings)
         with pytest.raises(UserError, match=words) as error:
@@ -358,122 +276,3 @@ def test_the_collapse_command_writes_numbers_and_pictures(config, capsys):
     assert {path.name for path in config.out.iterdir()} == {
         *("collapse.json", "collapse.png", "collapse.svg", "collapse-cache.json")
     }
-
-
-# ---- perturbations
-
-
-def test_correlation_is_pearson_for_each_image():
-    a = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
-    b = torch.stack([2 * a[0] + 1, -a[1], torch.ones(4, 5)])
-    found = correlation(a, b)
-    assert found[:2].tolist() == pytest.approx([1, -1]) and found[2].isnan()
-    c = a.flip(1)
-    expected = [torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1].item() for x, y in zip(a, c, strict=True)]
-    assert correlation(a, c).tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_stripes_flat_areas_and_noise_are_told_apart():
-    stripes = torch.where(torch.arange(8) % 2 == 0, EPS, -EPS)[None, None, :, None].expand(1, 8, 8, 3)
-    halves = torch.where(torch.arange(8) < 4, EPS, -EPS)[None, None, :, None].expand(1, 8, 8, 3)
-    noise = noise_delta(torch.full((1, 64, 64, 3), 0.5), EPS, torch.Generator().manual_seed(0))
-    found = {name: perturbations.basics(d, EPS) for name, d in (("s", stripes), ("h", halves), ("n", noise))}
-    assert (found["s"]["across"].item(), found["s"]["down"].item()) == pytest.approx((-1, 1))
-    assert found["h"]["across"].item() > 0.7 and found["h"]["down"].item() == pytest.approx(1)
-    assert abs(found["n"]["across"].item()) < 0.05 and abs(found["n"]["down"].item()) < 0.05
-    clipped = stripes.clone()
-    clipped[0, :2], clipped[0, 2:4] = 0, EPS / 2
-    shares = perturbations.basics(clipped, EPS)
-    assert shares["at_bound"].item() == 0.5 and shares["zero"].item() == 0.25
-
-
-def test_a_gradient_on_the_edges_follows_them():
-    images = torch.zeros(1, 8, 8, 3)
-    images[:, :, 4:] = 1
-    found = perturbations.edges(images)
-    assert (found[0, :, 3:5] == 0.5).all() and found.sum() == 8  # one edge, down the middle
-    gradient = torch.zeros(1, 8, 8, 3)
-    gradient[:, :, 3], gradient[:, :, 4] = 2, -2
-    assert perturbations.follows_edges(gradient, images).item() == pytest.approx(1)
-    assert perturbations.follows_edges(gradient.roll(3, 2), images).item() < 0
-
-
-def test_images_without_a_value_are_left_out_of_the_mean():
-    nan = float("nan")
-    found = perturbations.mean_interval(torch.tensor([1.0, nan, 3.0], dtype=torch.float64))
-    assert found["mean"] == 2 and found["high"] == pytest.approx(2 + 1.96 / 2**0.5, abs=1e-3)
-    assert perturbations.mean_interval(torch.tensor([nan])) == {"mean": None, "low": None, "high": None}
-
-
-def test_the_epochs_compared(runs):
-    (run,) = open_series([runs / "apart-0"], weights=True)
-
-    def chosen(collapsed, kept, wanted=()):
-        records = [{"epoch": e, "collapsed": e in collapsed} for e in range(1, 11)]
-        one = dataclasses.replace(run, records=records, weights={epoch: None for epoch in kept})
-        return choose_epochs(one, wanted)
-
-    assert chosen({7, 8, 9, 10}, range(1, 11)) == [6, 10]
-    assert chosen({7}, (2, 4, 6, 8, 10)) == [6, 10]
-    assert chosen(set(), range(1, 11)) == [5, 10]
-    assert chosen({1, 2}, range(1, 11)) == [5, 10]  # nothing from before
-    assert chosen({9}, (2, 4, 6)) == [4, 6]  # nothing from after
-    assert chosen(set(), (3,)) == [3]
-    assert chosen({7}, range(1, 11), (9, 2, 9)) == [9, 2]
-    with pytest.raises(UserError, match="--epochs 3: apart-0 kept no weights of it; it kept 2, 4"):
-        chosen(set(), (2, 4), (2, 3))
-
-
-def test_shown_images_are_of_many_classes():
-    labels = torch.tensor([0, 0, 0, 1, 1, 2])
-    assert perturbations.spread(labels, 3) == [0, 3, 5]
-    assert perturbations.spread(labels, 4) == [0, 1, 3, 5]
-    assert perturbations.spread(labels, 99) == [0, 1, 2, 3, 4, 5]
-
-
-@pytest.fixture
-def looks(runs, common):
-    return PerturbationsConfig(run=runs / "apart-0", shown=4, **common)
-
-
-def test_perturbations_of_a_run(runs, looks, image_folder):
-    numbers, picture = perturbations.compute(
-        dataclasses.replace(looks, epochs=(1, 3), reference=runs / "apart-0", batch_size=9)
-    )
-    first, last = numbers["epochs"]
-    assert (first["epoch"], last["epoch"]) == (1, 3) and last["collapsed"] is False
-    assert numbers["reference"]["weights"] == "epoch-0003.pt"
-    assert last["like_reference"] == last["like_pgd"] != first["like_reference"]  # the reference is the last epoch
-    split = load_dataset("folder", image_folder).test
-    x = split.images.float() / 255
-    model = load_network(runs / "apart-0" / "weights" / "epoch-0001.pt", torch.device("cpu"))
-    delta = fgsm_delta(model, x, split.labels, EPS)
-    assert first["at_bound"]["mean"] == pytest.approx((delta.abs() >= 0.999 * EPS).double().mean().item())
-    assert first["zero"]["mean"] == pytest.approx((delta == 0).double().mean().item())
-    assert -0.3 < numbers["noise"]["across"]["mean"] < 0.3 and "like_pgd" not in numbers["noise"]
-    assert [row.name.split("\n")[0] for row in picture.rows] == [
-        *("FGSM, epoch 1", "FGSM, epoch 3", "PGD-20, apart network")
-    ]
-    assert torch.allclose(picture.rows[0].delta, delta[perturbations.spread(split.labels, 4)], atol=1e-7)
-    assert picture.classes == ["circle", "circle", "cross", "square"]
-    assert len(perturbations.draw(picture).axes) == 4 * 4
-
-
-def test_the_perturbations_command_writes_numbers_and_pictures(looks, capsys):
-    perturbations.run(looks)
-    said = capsys.readouterr().out
-    assert "apart-0, epoch 2: at_bound" in said and "random noise" in said
-    saved = json.loads((looks.out / "perturbations.json").read_text())
-    assert saved["reference"] is None and [e["epoch"] for e in saved["epochs"]] == [2, 3]
-    assert "like_reference" not in saved["epochs"][0]
-    assert (looks.out / "perturbations.png").stat().st_size > 0 and (looks.out / "perturbations.svg").is_file()
-
-
-def test_perturbations_refuse_bad_input(looks, runs):
-    for words, settings in (("--shown 0", {"shown": 0}), ("--eps 0", {"eps": "0"})):
-        with pytest.raises(UserError, match=words):
-            dataclasses.replace(looks, **settings).check()
-    with pytest.raises(UserError, match="kept no weights"):
-        perturbations.compute(dataclasses.replace(looks, run=runs / "pgd-0"))
-    with pytest.raises(UserError, match="--epochs 9"):
-        perturbations.compute(dataclasses.replace(looks, epochs=(9,)))

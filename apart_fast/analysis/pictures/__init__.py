@@ -1,0 +1,1 @@
+"""The pictures of the analyses, drawn from their numbers."""

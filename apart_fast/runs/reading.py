@@ -1,0 +1,94 @@
+"""A finished run as its folder tells it: what reports, analyses, cards and benchmarks read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from apart_fast.errors import UserError
+from apart_fast.files import read_if_there
+from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.folder import RunFolder
+from apart_fast.step.methods import get_method
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. Its JSON files beside the summary are read when they are asked for.
+
+    Attributes:
+        name: of the folder, unique among the runs read together.
+        summary: what the run wrote when it ended.
+        records: lines of metrics.jsonl, one for each epoch.
+        weights: epoch (from 1) -> file, in order, of the epochs whose weights were kept.
+    """
+
+    name: str
+    folder: RunFolder
+    config: TrainConfig
+    summary: dict
+    records: list[dict]
+    weights: dict[int, Path]
+
+    @classmethod
+    def of(cls, folder: RunFolder, config: TrainConfig, name: str | None = None) -> "Run":
+        """The run in `folder`; `name`: None is that of the folder.
+
+        Raises:
+            UserError: unfinished, or its summary is damaged.
+        """
+        name = folder.path.name if name is None else name
+        return cls(name, folder, config, folder.summary(), folder.metrics(), folder.kept_weights())
+
+    @property
+    def method(self) -> str:
+        """The full name of its method: pgd is pgd-10."""
+        return get_method(self.config.method).name
+
+    @property
+    def collapsed_epochs(self) -> list[int]:
+        """Epochs (from 1) that the run's own probe called collapsed."""
+        return [record["epoch"] for record in self.records if record.get("collapsed")]
+
+    @cached_property
+    def environment(self) -> dict:
+        """environment.json; empty if there is none. A damaged one is a UserError, here and below."""
+        return self._json("environment.json")
+
+    @cached_property
+    def evaluation(self) -> dict:
+        """evaluation.json, a further evaluation; empty if there is none."""
+        return self._json("evaluation.json")
+
+    @cached_property
+    def card(self) -> dict:
+        """card.json; empty if there is none."""
+        return self._json("card.json")
+
+    @cached_property
+    def picture(self) -> bytes | None:
+        """perturbations.png, if there is one."""
+        file = self.folder.path / "perturbations.png"
+        return file.read_bytes() if file.is_file() else None
+
+    def _json(self, name: str) -> dict:
+        return read_if_there(self.folder.path / name, "make it again, or remove it") or {}
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """The finished runs in these folders.
+
+    Raises:
+        UserError: none, not a run, unfinished or damaged.
+    """
+    if not paths:
+        raise UserError("no runs: name one or more run folders")
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):  # same folder name in different places: their paths tell them apart
+        names = [str(path) for path in paths]
+    return [Run.of(*RunFolder.open(path), name) for path, name in zip(paths, names, strict=True)]
+
+
+def points(records: Sequence[dict], key: str) -> list[tuple[int, float]]:
+    """(epoch, value) of the lines of metrics.jsonl that hold a number under `key`."""
+    return [(r["epoch"], r[key]) for r in records if isinstance(r.get(key), int | float)]

@@ -1,0 +1,83 @@
+"""The table of `benchmarks/methods.py`: a row for each method."""
+
+import statistics
+from collections.abc import Iterable
+
+from apart_fast.runs.reading import Run
+from apart_fast.step.methods import get_method
+
+
+def make_row(method: str, runs: dict[int, Run], evaluations: Iterable[dict[str, dict]], cost: dict | None) -> dict:
+    """What is known of a method.
+
+    Args:
+        runs: seed -> run.
+        evaluations: of each run, attack -> result.
+        cost: of a step, as in cost.json.
+    """
+    row: dict = {"method": method, "seeds": sorted(runs), "passes": get_method(method).passes}
+    figures: dict[str, list[dict]] = {}
+    for evaluation in evaluations:
+        for attack, result in evaluation.items():
+            figures.setdefault(attack, []).append(result)
+    for attack, results in figures.items():
+        images = max(result["n"] for result in results)  # a judging that was stopped leaves fewer in some
+        results = [result for result in results if result["n"] == images]
+        values = [result["accuracy"] for result in results]
+        row[attack] = {
+            "mean": statistics.mean(values),
+            "worst": min(values),
+            "seeds": len(values),
+            "images": images,
+        }
+    row["best_weights_pgd20"] = statistics.mean(
+        run.summary["test"]["best"]["attacks"]["pgd-20"]["accuracy"] for run in runs.values()
+    )
+    row["collapsed_at"] = {seed: run.summary["collapsed_at"] for seed, run in runs.items()}
+    row["omega_bytes"] = max(run.summary["memory_bytes"] for run in runs.values())
+    row["peak_gpu_bytes"] = max(run.summary.get("peak_gpu_bytes", 0) for run in runs.values()) or None
+    row["step"] = cost
+    return row
+
+
+def make_cell(row: dict, attack: str, images: int) -> str:
+    """Mean accuracy under an attack; where seeds or some of the `images` are missing, that too."""
+    if attack not in row:
+        return "-"
+    found, notes = row[attack], []
+    if found["seeds"] < len(row["seeds"]):
+        notes.append(f"{found['seeds']} of {len(row['seeds'])} seeds")
+    if found["images"] < images:
+        notes.append(f"{found['images']:,} images")
+    return f"{found['mean']:.1%}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def to_markdown(rows: list[dict], about: str, reference: str) -> str:
+    """The table, below `about`; `reference`: the method whose step the others are compared with."""
+    attacks = [a for a in ("clean", "pgd-20", "pgd-50", "autoattack") if any(a in row for row in rows)]
+    titles = {"clean": "clean", "pgd-20": "PGD-20", "pgd-50": "PGD-50 x 10", "autoattack": "AutoAttack"}
+    images = {a: max(row[a]["images"] for row in rows if a in row) for a in attacks}
+    head = [
+        "method",
+        "seeds",
+        *(f"{titles[a]} ({images[a]:,})" for a in attacks),
+        "PGD-20, worst seed",
+        "PGD-20, best weights",
+    ]
+    head += ["collapsed at epoch (by seed)", "passes", f"step / {reference} step", "omega MB"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        cells = [
+            row["method"],
+            str(len(row["seeds"])),
+            *(make_cell(row, a, images[a]) for a in attacks),
+        ]
+        cells += [f"{row['pgd-20']['worst']:.1%}" if "pgd-20" in row else "-", f"{row['best_weights_pgd20']:.1%}"]
+        fell = [", ".join(map(str, epochs)) or "no" for epochs in row["collapsed_at"].values()]
+        cells.append(" / ".join(fell) if row["method"] != "standard" else "-")
+        cells.append(f"{row['passes']} F")
+        ratio = row["step"] and row["step"]["over_reference"]
+        cells.append(f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]" if ratio else "-")
+        cells.append(f"{row['omega_bytes'] / 1e6:.0f}")
+        lines.append(cells)
+    return about + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
