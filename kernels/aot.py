@@ -66,7 +66,7 @@ def _start(
 ) -> Callable[[], Launch]:
     def plan() -> Launch:
         images = _empty(N, height, width, channels, dtype=torch.uint8)
-        start = {"noise": _empty(B, height, width, channels)} if noise else {}
+        start: dict[str, Any] = {"noise": _empty(B, height, width, channels)} if noise else {}
         if store is not None:
             omega = _empty(N, height + 2 * padding, width + 2 * padding, channels, dtype=store)
             start = dict(store=omega, scale=_empty(), eps=8 / 255)
@@ -181,7 +181,7 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 def accesses(ptx: str) -> dict[str, dict[int, int]]:
     """The global "loads" and "stores" in the code: how many (value) have how many bits (key)."""
-    counts = {"ld": Counter(), "st": Counter()}
+    counts: dict[str, Counter[int]] = {"ld": Counter(), "st": Counter()}
     for kind, vector, bits in ACCESS.findall(ptx):
         counts[kind][int(vector or 1) * int(bits)] += 1
     return {"loads": dict(sorted(counts["ld"].items())), "stores": dict(sorted(counts["st"].items()))}

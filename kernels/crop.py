@@ -1,6 +1,7 @@
 """Random crop and horizontal flip of NHWC tensors, and its inverse: output pixel (h, w) is source pixel
 (h + top - padding, (w or W - 1 - w if flipped) + left - padding). A padded store has padding 0."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +30,15 @@ class Crops:
     def __len__(self) -> int:
         return self.rows.shape[0]
 
+    @property
+    def omega_rows(self) -> Tensor:
+        """`indices`; ValueError where there are none."""
+        if self.indices is None:
+            raise ValueError("the crops have no indices: nothing is remembered of them")
+        return self.indices
 
-def _source_pixels(crops: Crops, out_hw: tuple[int, int], padding: int) -> tuple[Tensor, Tensor]:
+
+def _source_pixels(crops: Crops, out_hw: Sequence[int], padding: int) -> tuple[Tensor, Tensor]:
     """Row [B, H] and column [B, W] of the source for each output row and column, int64, may lie outside."""
     height, width = out_hw
     offsets, flips = crops.offsets, crops.flips
@@ -52,7 +60,7 @@ def gather_crop(
     source: Tensor,
     rows: Tensor,
     crops: Crops,
-    out_hw: tuple[int, int],
+    out_hw: Sequence[int],
     fill: float | None = None,
     *,
     padding: int = 0,
@@ -60,9 +68,9 @@ def gather_crop(
 ) -> Tensor:
     """The crop of `source` [N, Hs, Ws, C] for each of B examples: [B, *out_hw, C].
 
-    rows int64 [B]: which source image, `crops.rows` or `crops.indices`. With `fill` the source is unpadded and pixels
-    outside it are `fill`; without, every pixel must lie inside. dtype: decode to this float dtype first (see codec.py);
-    None keeps the stored numbers.
+    rows int64 [B]: which source image, `crops.rows` or `crops.omega_rows`. With `fill` the source is unpadded and
+    pixels outside it are `fill`; without, every pixel must lie inside. dtype: decode to this float dtype first (see
+    codec.py); None keeps the stored numbers.
     IndexError on the CPU for a row out of range; offsets are not checked.
     """
     _, height, width, channels = source.shape
@@ -79,10 +87,11 @@ def gather_crop(
 
 def scatter_crop(store: Tensor, values: Tensor, crops: Crops) -> None:
     """Writes `values` [B, H, W, C] (in the store's dtype) back through flip and crop into rows `crops.indices` of
-    `store` [N, Hs, Ws, C], in place; everything outside the crops keeps its value. The indices must be unique."""
+    `store` [N, Hs, Ws, C], in place; everything outside the crops keeps its value. The indices must be unique.
+    ValueError without indices."""
     channels = store.shape[-1]
     r, c = _source_pixels(crops, values.shape[1:3], 0)
-    store.view(-1, channels).index_copy_(0, _flat_pixels(store, crops.indices, r, c), values.reshape(-1, channels))
+    store.view(-1, channels).index_copy_(0, _flat_pixels(store, crops.omega_rows, r, c), values.reshape(-1, channels))
 
 
 @jit

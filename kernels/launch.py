@@ -7,8 +7,9 @@ tensors, so that what is checked without a GPU is what is launched on one.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 
@@ -37,20 +38,21 @@ def on_gpu(*tensors: torch.Tensor) -> bool:
     return HAS_TRITON and tensors[0].is_cuda and all(t.dtype != torch.float64 for t in tensors)
 
 
-class Launch(NamedTuple):
+@dataclass(frozen=True)
+class Launch:
     """One kernel launch: `kernel[grid](*args, **constexprs)`, and the tensors that it fills."""
 
     kernel: Any
     grid: tuple[int, ...]
-    args: tuple
+    args: tuple[Any, ...]
     constexprs: dict[str, Any]
-    outputs: tuple
+    outputs: tuple[Any, ...]
     num_warps: int = 4
 
     # a * b + c must round twice, as torch does, or the kernels differ from their twins by an ulp
-    options = {"enable_fp_fusion": False}
+    options: ClassVar[dict[str, Any]] = {"enable_fp_fusion": False}
 
-    def run(self) -> tuple:
+    def run(self) -> tuple[Any, ...]:
         """Launches on the device of the first tensor and returns `outputs`; no host synchronisation."""
         first = next(a for a in self.args if isinstance(a, torch.Tensor))
         with torch.cuda.device_of(first):

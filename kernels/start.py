@@ -11,7 +11,7 @@ from apart_fast.kernels.codec import LEVELS, check_store, load_value
 from apart_fast.kernels.crop import Crops, gather_crop, source_pixel
 from apart_fast.kernels.launch import Launch, cdiv, clip, jit, on_gpu, tl
 
-GREY = 0.5  # what lies outside the image
+GRAY = 0.5  # what lies outside the image
 BLOCK = 1024
 
 
@@ -52,10 +52,11 @@ def start_torch(
     """Plain PyTorch twin of `start`."""
     _check(images, crops, padding, dtype, noise, store, scale, eps)
     out_hw = images.shape[1:3]
-    fill = GREY if padding else None
+    fill = GRAY if padding else None
     x = gather_crop(images, crops.rows, crops, out_hw, fill, padding=padding, dtype=dtype)
     if store is not None:
-        omega = gather_crop(store, crops.indices, crops, out_hw, dtype=dtype)
+        assert scale is not None and eps is not None  # _check saw to it
+        omega = gather_crop(store, crops.omega_rows, crops, out_hw, dtype=dtype)
         d0 = (scale * omega).clamp_(-eps, eps)
     elif noise is not None:
         d0 = noise
@@ -128,10 +129,12 @@ def plan_start(
     _, height, width, channels = images.shape
     batch = len(crops)
     x = torch.empty((batch, height, width, channels), dtype=dtype, device=images.device)
-    noise = None if noise is None else noise.contiguous()
-    remembered = store is not None
-    d0 = torch.empty_like(x) if remembered else None
+    d0 = None if noise is None else noise.contiguous()
     x0 = None if noise is None and store is None else torch.empty_like(x)
+    memory: tuple = (None, None, None)
+    if store is not None:
+        d0 = torch.empty_like(x)
+        memory = (store, crops.omega_rows.contiguous(), scale)
     return Launch(
         kernel=_start_kernel,
         grid=(batch, cdiv(height * width * channels, BLOCK)),
@@ -140,24 +143,22 @@ def plan_start(
             crops.rows.contiguous(),
             crops.offsets.contiguous(),
             crops.flips.contiguous().view(torch.uint8),
-            noise,
-            store,
-            crops.indices.contiguous() if remembered else None,
-            scale if remembered else None,
+            None if noise is None else d0,
+            *memory,
             x,
-            d0,
+            None if store is None else d0,
             x0,
-            float(eps) if remembered else 0.0,
+            0.0 if eps is None else float(eps),
         ),
         constexprs=dict(
             H=height,
             W=width,
             C=channels,
             PADDING=padding,
-            LEVELS=LEVELS.get(store.dtype, 0) if remembered else 0,
+            LEVELS=0 if store is None else LEVELS.get(store.dtype, 0),
             BLOCK=BLOCK,
         ),
-        outputs=(x, d0 if remembered else noise, x if x0 is None else x0),
+        outputs=(x, d0, x if x0 is None else x0),
     )
 
 

@@ -38,7 +38,7 @@ def update_omega_torch(
     _check(g1, code, store, padding)
     dtype = alpha_omega.dtype
     g1 = g1.contiguous()
-    omega = gather_crop(store, crops.indices, crops, g1.shape[1:3], dtype=dtype)
+    omega = gather_crop(store, crops.omega_rows, crops, g1.shape[1:3], dtype=dtype)
     g = g1.to(dtype)
     m = code > 2
     s0 = (code - 4 * m.view(torch.int8)).mul_(m)
@@ -120,7 +120,7 @@ def plan_update_omega(
             g1.contiguous(),
             code.contiguous(),
             store,
-            crops.indices.contiguous(),
+            crops.omega_rows.contiguous(),
             crops.offsets.contiguous(),
             crops.flips.contiguous().view(torch.uint8),
             alpha,
@@ -145,8 +145,8 @@ def update_omega_triton(
     eps: float,
 ) -> Tensor:
     """Triton launcher of `update_omega` (alpha and alpha_omega in float32)."""
-    settings = dict(padding=padding, alpha=alpha, alpha_omega=alpha_omega, eps=eps)
-    (partials,) = plan_update_omega(g1, code, store, crops, **settings).run()
+    launch = plan_update_omega(g1, code, store, crops, padding=padding, alpha=alpha, alpha_omega=alpha_omega, eps=eps)
+    (partials,) = launch.run()
     return partials.sum(1)
 
 
@@ -171,7 +171,7 @@ def update_omega(
     omega <- clip(omega + alpha / (alpha_omega + 1e-7) * sign(g1), -1, 1), outside the crop it keeps its value.
     The sums are deterministic.
 
-    Source: APART steps 4 and 5. UserError for a wrong dtype or shape.
+    Source: APART steps 4 and 5. UserError for a wrong dtype or shape, ValueError without indices.
     """
     call = update_omega_triton if on_gpu(g1, store, alpha, alpha_omega) else update_omega_torch
     return call(g1, code, store, crops, padding=padding, alpha=alpha, alpha_omega=alpha_omega, eps=eps)

@@ -1,19 +1,21 @@
-"""What the loaders have in common: the rank's share, the epoch's plan and its place on the device."""
+"""What the loaders have in common: the rank's shard, the epoch's plan and its place on the device."""
 
 import operator
 from collections.abc import Iterator
+from typing import ClassVar, Self
 
 import torch
+from torch import Tensor
 
 from apart_fast.errors import UserError
 from apart_fast.kernels import Crops
 from apart_fast.loaders.batch import Batch
-from apart_fast.loaders.datasets import Split
-from apart_fast.loaders.plan import EpochPlan, share_positions
+from apart_fast.loaders.datasets.splits import Split
+from apart_fast.loaders.plan import EpochPlan, shard_positions
 
 
 class Loader:
-    """Batches of one rank's share of a split; subclasses supply `_fetch`.
+    """Batches of one rank's shard of a split; subclasses supply `_fetch`.
 
     Two loaders with the same arguments give the same batches, whichever their class. Starting an epoch ends one that
     was left unfinished.
@@ -25,20 +27,20 @@ class Loader:
         device: where the batches live.
         padding: pixels added on each side before the random crop; 0 = no crop.
         flip: whether to mirror at random.
-        rank, world_size: this rank owns the positions rank, rank + world_size, ... (see `share_positions`).
+        rank, world_size: this rank owns the positions rank, rank + world_size, ... (see `shard_positions`).
         workers: processes ("dataloader"; 0 = none) or threads ("ffcv"; at least one); "resident" has no use for them.
-            None: as many as serve the loader best, `usual_workers`.
+            None: `default_workers`, as many as serve the loader best.
         progress: show a bar while data is converted ("ffcv").
 
     Attributes:
         resident: whether `Batch.images` is the same tensor in every batch.
-        num_examples: size of the share; `Batch.indices` are places in it, 0..num_examples-1.
+        num_examples: size of the shard; `Batch.indices` are places in it, 0..num_examples-1.
 
     Raises:
-        UserError: the batch is larger than the share, or an argument is out of range.
+        UserError: the batch is larger than the shard, or an argument is out of range.
     """
 
-    resident = False
+    resident: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -53,16 +55,16 @@ class Loader:
         world_size: int = 1,
         workers: int | None = None,
         progress: bool = True,
-    ):
+    ) -> None:
         _at_least("batch size", batch_size, 1)
         _at_least("seed", seed, 0)
         _at_least("padding", padding, 0)
-        workers = self.usual_workers() if workers is None else workers
+        workers = self.default_workers() if workers is None else workers
         _at_least("number of workers", workers, 0)
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} is not one of 0..{world_size - 1}: give a rank from 0 to world_size - 1")
-        self.share = share_positions(len(split), rank, world_size)
-        self.num_examples = len(self.share)
+        self.shard = shard_positions(len(split), rank, world_size)
+        self.num_examples = len(self.shard)
         if batch_size > self.num_examples:
             owner = "this process" if world_size > 1 else "the data"
             raise UserError(
@@ -76,7 +78,7 @@ class Loader:
         self.device = torch.device(device)
 
     @staticmethod
-    def usual_workers() -> int:
+    def default_workers() -> int:
         """Number of workers where none is given."""
         return 0
 
@@ -96,10 +98,10 @@ class Loader:
     def close(self) -> None:
         """End threads and processes; the loader cannot be used afterwards."""
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _batches(self, plan: EpochPlan, begin: int) -> Iterator[Batch]:
@@ -114,9 +116,7 @@ class Loader:
             yield Batch(images, labels, crops, host[part], upcoming, self.resident)
             begin = part.stop
 
-    def _fetch(
-        self, plan: EpochPlan, begin: int, order: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def _fetch(self, plan: EpochPlan, begin: int, order: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (images, rows, labels) of each batch from place `begin` of the plan's order on.
 
         `order` is the plan's order on the device.
@@ -124,7 +124,7 @@ class Loader:
         raise NotImplementedError
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a CPU tensor to `device` without waiting for it; on the CPU the tensor itself."""
     # torch keeps a pinned block from reuse until the copy has run, so the short-lived block is safe
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -15,9 +15,9 @@ class Batch:
     Raw images stay uint8 and uncropped: crop and flip happen on the device, together with omega.
 
     Attributes:
-        images: uint8 [M, H, W, C]; M = B, or the whole resident share. Never written to by a training step.
+        images: uint8 [M, H, W, C]; M = B, or the whole resident shard. Never written to by a training step.
         labels: int64 [B].
-        crops: rows of `images`, rows of omega (`indices`: the example's place in this rank's fixed share), offsets and
+        crops: rows of `images`, rows of omega (`indices`: the example's place in this rank's fixed shard), offsets and
             flips. `batch.rows` is `batch.crops.rows`, and so on.
         host_indices: `indices` on the CPU (a view of the epoch's order; `indices` itself where nobody gave it).
         upcoming: int64 on the CPU, `indices` of the epoch's next batch, empty after the last; None: not known.
@@ -45,7 +45,7 @@ class Batch:
 
     @property
     def indices(self) -> Tensor | None:
-        """int64 [B], the example's place in this rank's share (row of the omega store); unique in a batch."""
+        """int64 [B], the example's place in this rank's shard (row of the omega store); unique in a batch."""
         return self.crops.indices
 
     @property
@@ -70,11 +70,10 @@ class Batch:
 
         Nothing of it lies on the host: `host_indices` are its own `indices`, `upcoming` is None.
         """
-        each = {name: None if t is None else t.clone() for name, t in vars(self.crops).items()}
+        indices = None if self.indices is None else self.indices.clone()
+        crops = Crops(self.rows.clone(), indices, self.offsets.clone(), self.flips.clone())
         images = self.images if self.resident else self.images.clone()
-        return replace(
-            self, images=images, labels=self.labels.clone(), crops=Crops(**each), host_indices=None, upcoming=None
-        )
+        return replace(self, images=images, labels=self.labels.clone(), crops=crops, host_indices=None, upcoming=None)
 
     def fill(self, other: "Batch") -> None:
         """Copy what changes from `other`, of the same size, into the tensors of this batch, without waiting.

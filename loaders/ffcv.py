@@ -4,12 +4,15 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from apart_fast.errors import UserError
 from apart_fast.files import atomic_path, atomic_write
@@ -21,7 +24,7 @@ from apart_fast.loaders.plan import EpochPlan
 class FfcvLoader(Loader):
     """Batches read from `<cache>/<name>-<fingerprint>.beton`, which is written when there is none for this content.
 
-    The file holds the whole split, so that all ranks share it; each reads its own share. `workers` are threads; one
+    The file holds the whole split, so that all ranks share it; each reads its own shard. `workers` are threads; one
     reads hundreds of thousands of small images a second, and more of them make numba's compilation slower. The first
     batch of a loader waits a few seconds for that compilation.
 
@@ -35,11 +38,11 @@ class FfcvLoader(Loader):
     """
 
     @staticmethod
-    def usual_workers() -> int:
+    def default_workers() -> int:
         """One for each core."""
         return os.cpu_count() or 1
 
-    def __init__(self, split: Split, *, cache: str | os.PathLike | None = None, **options):
+    def __init__(self, split: Split, *, cache: str | os.PathLike | None = None, **options: Any) -> None:
         super().__init__(split, **options)
         backend = _import_backend()
         folder = cache or split.cache
@@ -50,10 +53,8 @@ class FfcvLoader(Loader):
         self._rows = torch.arange(self.batch_size, device=self.device)
         self._source = backend.Source(self.path, self.batch_size, min(max(self.workers, 1), os.cpu_count() or 1))
 
-    def _fetch(
-        self, plan: EpochPlan, begin: int, order: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        positions = self.share[plan.order[begin:]]
+    def _fetch(self, plan: EpochPlan, begin: int, order: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        positions = self.shard[plan.order[begin:]]
         done = 0
         with closing(self._source.read(positions)) as reader:
             for images, labels, read in reader:
@@ -68,7 +69,7 @@ class FfcvLoader(Loader):
         self._source.close()
 
 
-def _import_backend():
+def _import_backend() -> ModuleType:
     """The module `ffcv_backend`, with torch's number of threads as it was (importing ffcv sets it to 1)."""
     threads = torch.get_num_threads()
     try:
@@ -85,7 +86,7 @@ def _import_backend():
     return ffcv_backend
 
 
-def _provide(path: Path, write) -> None:
+def _provide(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` make the file at `path` unless it is there, and verify it if it is.
 
     Size and checksum are kept in `path` + ".json"; a file without them was not finished and is written again.
@@ -111,7 +112,7 @@ def _describe(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
 
 
-def _copy(array: np.ndarray, device: torch.device) -> torch.Tensor:
+def _copy(array: np.ndarray, device: torch.device) -> Tensor:
     """A tensor of its own on `device`: FFCV overwrites its buffers a few batches later."""
     if device.type == "cuda":
         return to_device(torch.from_numpy(array), device)

@@ -1,4 +1,4 @@
-"""The parts of FFCV in use, with its traps closed; importing this module imports ffcv (see `ffcv_loader`).
+"""The parts of FFCV in use, with its traps closed; importing this module imports ffcv (see ffcv.py).
 
 Written against ffcv 1.0.2, whose behaviour the comments describe.
 """
@@ -6,12 +6,13 @@ Written against ffcv 1.0.2, whose behaviour the comments describe.
 import ctypes
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing import Value
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import SimpleNamespace
+from typing import Any
 
 import numba
 import numpy as np
@@ -29,7 +30,7 @@ from apart_fast.loaders.datasets.splits import Split
 _POLL = 1.0  # seconds between looks at whether the reader's thread is still alive
 
 
-def _set_numba_threads(cls, n: int) -> None:
+def _set_numba_threads(cls: type[Compiler], n: int) -> None:
     cls.num_threads = n
     numba.set_num_threads(n)
 
@@ -48,23 +49,23 @@ epoch_iterator.IS_CUDA = False
 class _Samples:
     """What the writer indexes: (image, label, index)."""
 
-    def __init__(self, split: Split):
+    def __init__(self, split: Split) -> None:
         self.images, self.labels = split.images.numpy(), split.labels.numpy()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.integer, int]:
         return self.images[i], self.labels[i], i
 
 
 class _Chunks:
     """Stands for the writer's queue of work, and moves the progress bar."""
 
-    def __init__(self, chunks: Iterable, bar: tqdm):
+    def __init__(self, chunks: Iterable[Sequence], bar: tqdm) -> None:
         self.chunks, self.bar, self.handed_out = iter(chunks), bar, 0
 
-    def get(self):
+    def get(self) -> Sequence | None:
         self.bar.update(self.handed_out)
         chunk = next(self.chunks, None)
         self.handed_out = len(chunk) if chunk else 0
@@ -75,15 +76,23 @@ class _Writer(DatasetWriter):
     """Writes in this process: FFCV forks workers, and waits forever when one of them fails (a full disk)."""
 
     progress = True
+    metadata_sm: Any
 
-    def _write_common(self, num_samples, queue_content, work_fn, extra_worker_args):
+    def _write_common(
+        self,
+        num_samples: int,
+        queue_content: Iterable[Sequence],
+        work_fn: Callable[..., None],
+        extra_worker_args: tuple,
+    ) -> None:
         self.num_samples = num_samples
         self.prepare()
         self.metadata_sm.close()
         self.metadata_sm.unlink()
         self.metadata_sm = SimpleNamespace(buf=bytearray(num_samples * self.metadata_type.itemsize))
         allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
-        allocations, done = SimpleQueue(), Value(ctypes.c_uint64, 0)
+        allocations: SimpleQueue[Any] = SimpleQueue()
+        done = Value(ctypes.c_uint64, 0)
         with tqdm(
             total=num_samples,
             desc="converting for FFCV",
@@ -122,7 +131,7 @@ def write(path: Path, split: Split, progress: bool) -> None:
 class Source:
     """Reads examples of a .beton file in any order, one reader at a time."""
 
-    def __init__(self, path: Path, batch_size: int, workers: int):
+    def __init__(self, path: Path, batch_size: int, workers: int) -> None:
         self._loader = Loader(
             str(path),
             batch_size,
@@ -133,7 +142,7 @@ class Source:
             drop_last=False,
             pipelines={"image": [NDArrayDecoder()], "label": [IntDecoder()], "index": [IntDecoder()]},
         )
-        self._reader = None
+        self._reader: _Reader | None = None
 
     def read(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (uint8 images [B, H, W, C], int64 labels [B], int64 positions [B]) of the examples at `positions`.
@@ -162,15 +171,15 @@ class Source:
 class _Reader(epoch_iterator.EpochIterator):
     """FFCV's thread that fills a queue of batches, made to report failure and to end when asked."""
 
-    failure = None
+    failure: BaseException | None = None
 
-    def run(self):
+    def run(self) -> None:
         try:
             super().run()
         except BaseException as error:
             self.failure = error
 
-    def __next__(self):
+    def __next__(self) -> tuple[np.ndarray, ...]:
         while True:
             try:
                 result = self.output_queue.get(timeout=_POLL)

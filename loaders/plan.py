@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def share_positions(num_examples: int, rank: int, world_size: int) -> np.ndarray:
+def shard_positions(num_examples: int, rank: int, world_size: int) -> np.ndarray:
     """Positions in the split that `rank` owns for good: rank, rank + world_size, ... (int64).
 
     Every rank owns `num_examples // world_size` of them, so that all take equally many steps; the last
@@ -20,12 +20,12 @@ class EpochPlan:
     sees the same batches.
 
     Attributes:
-        order: int64 [n], a permutation of 0..n-1 (places in the rank's share).
+        order: int64 [n], a permutation of 0..n-1 (places in the rank's shard).
         offsets: int64 [n, 2], (top, left) of the crop, uniform in 0..2 * padding.
         flips: bool [n], uniform; all False when `flip` is off.
     """
 
-    def __init__(self, n: int, seed: int, epoch: int, padding: int = 0, flip: bool = False, rank: int = 0):
+    def __init__(self, n: int, seed: int, epoch: int, padding: int = 0, flip: bool = False, rank: int = 0) -> None:
         """`seed`, `epoch` and `rank` are integers >= 0; changing `padding` or `flip` leaves the order alone."""
         bits = np.random.Philox(np.random.SeedSequence([seed, epoch, rank])).random_raw(4 * n)
         self.order = np.argsort(bits[:n], kind="stable")

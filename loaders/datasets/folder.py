@@ -20,7 +20,7 @@ CACHE = ".apart_fast"  # files derived from the data lie in this folder beside i
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 # Pillow's modes that fit into 8-bit gray or RGB; 16-bit and float images would silently lose depth
 _GRAY = {"1", "L"}
-_COLOUR = {"LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"}
+_COLOR = {"LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"}
 
 
 def load_folder(root: Path, *, name: str = "folder", flip: bool = True, progress: bool = True) -> Dataset:
@@ -94,28 +94,30 @@ def _digest(root: Path, files: list[os.DirEntry]) -> str:
 def _decode(files: list[os.DirEntry], progress: bool) -> np.ndarray:
     """uint8 [N, H, W, C]."""
     # one thread: small images cost mostly Python's own time, and threads made it half as fast
-    images, colour = None, False
+    images: np.ndarray | None = None
+    color = False
     for i, file in enumerate(
         tqdm(files, "decoding images", unit="img", mininterval=0.5, disable=None if progress else True)
     ):
-        image, has_colour = _decode_one(file.path)
+        image, has_color = _decode_one(file.path)
         if images is None:
             images = np.empty((len(files), *image.shape), dtype=np.uint8)
         if image.shape != images.shape[1:]:
             (h, w), (h0, w0) = image.shape[:2], images.shape[1:3]
             raise UserError(f"{file.path} is {w}x{h} but {files[0].path} is {w0}x{h0}: resize the images to one size")
         images[i] = image
-        colour |= has_colour
-    return images if colour else np.ascontiguousarray(images[..., :1])
+        color |= has_color
+    assert images is not None  # there is at least one file
+    return images if color else np.ascontiguousarray(images[..., :1])
 
 
 def _decode_one(path: str) -> tuple[np.ndarray, bool]:
     """uint8 [H, W, 3] and whether the file holds colour."""
     try:
         with Image.open(path) as image:
-            if image.mode not in _GRAY | _COLOUR:
+            if image.mode not in _GRAY | _COLOR:
                 raise UserError(f"{path} has pixels of type {image.mode}: convert it to 8-bit gray or RGB")
-            return np.asarray(image.convert("RGB")), image.mode in _COLOUR
+            return np.asarray(image.convert("RGB")), image.mode in _COLOR
     except UserError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError) as error:

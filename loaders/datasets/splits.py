@@ -61,7 +61,7 @@ def take_validation(split: Split, size: int, seed: int = _VALIDATION_SEED) -> tu
     if not 0 <= size < len(split):
         raise UserError(f"a validation set of {size} does not fit into {len(split)} examples: choose a smaller one")
     chosen = np.zeros(len(split), dtype=bool)
-    chosen[_spread(split.labels, seed)[:size]] = True
+    chosen[_stratified(split.labels, seed)[:size]] = True
     return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen), "-val")
 
 
@@ -75,23 +75,23 @@ def subset(split: Split, n: int, seed: int = _SUBSET_SEED) -> Split:
     """
     if not 1 <= n <= len(split):
         raise UserError(f"cannot take {n} of {len(split)} examples: choose a number from 1 to {len(split)}")
-    return split.take(np.sort(_spread(split.labels, seed)[:n]), f"-{n}")
+    return split.take(np.sort(_stratified(split.labels, seed)[:n]), f"-{n}")
 
 
 def fingerprint(split: Split) -> str:
     """32 hexadecimal digits (BLAKE2b) over shape, images and labels."""
     digest = hashlib.blake2b(repr(tuple(split.images.shape)).encode(), digest_size=16)
-    digest.update(split.images.contiguous().numpy().reshape(-1))
-    digest.update(split.labels.contiguous().numpy().reshape(-1))
+    digest.update(split.images.contiguous().numpy().reshape(-1).data)
+    digest.update(split.labels.contiguous().numpy().reshape(-1).data)
     return digest.hexdigest()
 
 
-def _spread(labels: torch.Tensor, seed: int) -> np.ndarray:
+def _stratified(labels: torch.Tensor, seed: int) -> np.ndarray:
     """Positions in an order of which every beginning holds nearly the same fraction of each class."""
-    labels = labels.numpy()
-    shuffled = np.argsort(np.random.Philox(np.random.SeedSequence(seed)).random_raw(len(labels)), kind="stable")
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
+    classes = labels.numpy()
+    shuffled = np.argsort(np.random.Philox(np.random.SeedSequence(seed)).random_raw(len(classes)), kind="stable")
+    place = np.empty(len(classes))
+    for label in np.unique(classes):
+        members = shuffled[classes[shuffled] == label]
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
     return shuffled[np.argsort(place[shuffled], kind="stable")]

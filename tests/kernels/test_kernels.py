@@ -511,6 +511,20 @@ def test_bad_input_is_one_line_of_user_error(name):
     assert "\n" not in str(error.value)
 
 
+def test_crops_without_memory_lead_to_no_row_of_omega():
+    p = Problem(2, 4, 4, 3, 1)
+    crops = replace(p.crops, indices=None)
+    assert len(crops) == 2 and kernels.start(p.images, crops, p.padding)[0].shape == p.shape
+    g, code = torch.zeros(p.shape), torch.zeros(p.shape, dtype=torch.int8)
+    sizes = dict(padding=p.padding, alpha=p.scalar(0.1), alpha_omega=p.scalar(0.1), eps=EPS)
+    for call in (
+        lambda: kernels.update_omega(g, code, p.store, crops, **sizes),
+        lambda: kernels.scatter_crop(p.store, g, crops),
+    ):
+        with pytest.raises(ValueError, match="no indices"):
+            call()
+
+
 @pytest.mark.parametrize(("old", "new"), [("step", "learned_step"), ("finish", "update_omega")])
 def test_former_names_lead_to_the_kernels(old, new):
     with pytest.warns(DeprecationWarning, match=f"is now apart_fast.kernels.{new}"):

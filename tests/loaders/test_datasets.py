@@ -11,6 +11,7 @@ import tarfile
 import time
 import urllib.error
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -22,8 +23,7 @@ from PIL import Image
 
 from apart_fast.errors import UserError
 from apart_fast.loaders import DATASETS, Split, fingerprint, load_dataset, subset, take_validation
-from apart_fast.loaders.datasets import folder
-from apart_fast.loaders.datasets import known as datasets
+from apart_fast.loaders.datasets import folder, load, table
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -73,10 +73,8 @@ def offline(monkeypatch):
 
 
 def hide_debian(monkeypatch):
-    places = {name: known.places[:1] for name, known in datasets._KNOWN.items()}
-    for name, known in datasets._KNOWN.items():
-        changed = type(known)(**{**known.__dict__, "places": places[name]})
-        monkeypatch.setitem(datasets._KNOWN, name, changed)
+    for name, known in table.KNOWN.items():
+        monkeypatch.setitem(table.KNOWN, name, replace(known, places=known.places[:1]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -231,7 +229,7 @@ def test_folder_that_is_not_the_named_set(untouched):
 @pytest.mark.parametrize("name", [name for name in DATASETS if name != "folder"])
 @pytest.mark.parametrize("download", [False, True])
 def test_missing_set(name, download, untouched, offline, monkeypatch):
-    monkeypatch.setattr(datasets, "find_spec", lambda _: True)  # scipy, for svhn
+    monkeypatch.setattr(load, "find_spec", lambda _: True)  # scipy, for svhn
     start = time.perf_counter()
     refuse(name, untouched, f"{name} is not in {untouched}.*put .* there", download=download)
     assert time.perf_counter() - start < 5
@@ -321,7 +319,7 @@ def svhn(tmp_path, any_checksum, monkeypatch):
     reader.loadmat = lambda path: {"X": pixels.transpose(1, 2, 3, 0), "y": labels}
     monkeypatch.setitem(sys.modules, "scipy", scipy)
     monkeypatch.setitem(sys.modules, "scipy.io", reader)
-    monkeypatch.setattr(datasets, "find_spec", lambda _: True)
+    monkeypatch.setattr(load, "find_spec", lambda _: True)
     for part in ("train", "test"):
         (tmp_path / f"{part}_32x32.mat").touch()
     return pixels
@@ -340,7 +338,7 @@ def test_half_of_svhn(svhn, untouched):
 
 
 def test_svhn_without_scipy(untouched, monkeypatch):
-    monkeypatch.setattr(datasets, "find_spec", lambda _: None)
+    monkeypatch.setattr(load, "find_spec", lambda _: None)
     refuse("svhn", untouched, "svhn cannot be read without scipy: pip install scipy")
 
 
@@ -380,7 +378,7 @@ def test_damaged_fashion_mnist(how, untouched):
 
 
 @pytest.mark.skipif(
-    not datasets.DEBIAN_FASHION_MNIST.exists(), reason="Debian's package dataset-fashion-mnist is not installed"
+    not table.DEBIAN_FASHION_MNIST.exists(), reason="Debian's package dataset-fashion-mnist is not installed"
 )
 def test_fashion_mnist_from_debian(tmp_path):
     dataset = load_dataset("fashion-mnist", tmp_path, download=False)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from apart_fast.errors import UserError
 from apart_fast.loaders import LOADERS, Batch, EpochPlan, Split, load_dataset, make_loader, subset
-from apart_fast.loaders.datasets.known import DEBIAN_FASHION_MNIST
-from apart_fast.loaders.plan import share_positions
+from apart_fast.loaders.datasets.table import DEBIAN_FASHION_MNIST
+from apart_fast.loaders.plan import shard_positions
 
 needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="ffcv is not installed: pip install apart_fast[ffcv]")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -115,13 +115,13 @@ def test_an_epoch_holds_every_example_once(kind, cache):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ranks_own_fixed_and_separate_shares(kind, cache):
+def test_ranks_own_fixed_and_separate_shards(kind, cache):
     split = synthetic(n=101)
     owned, crops = [], []
     for rank in (0, 1):
         with make(kind, split, cache, batch_size=16, rank=rank, world_size=2) as loader:
             assert loader.num_examples == 50 and len(loader) == 4
-            positions = torch.from_numpy(share_positions(101, rank, 2))
+            positions = torch.from_numpy(shard_positions(101, rank, 2))
             for epoch in (0, 1):
                 for images, labels, indices, offsets, _ in run(loader, epoch):
                     crops.append(offsets)

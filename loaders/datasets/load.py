@@ -1,0 +1,106 @@
+"""Data sets by name: the known ones of the table, and any folder of images."""
+
+import os
+import pickle
+import warnings
+import zlib
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from apart_fast.errors import UserError
+from apart_fast.loaders.datasets.fetch import fetch, find, reason
+from apart_fast.loaders.datasets.folder import CACHE, load_folder
+from apart_fast.loaders.datasets.read import READERS, Arrays
+from apart_fast.loaders.datasets.splits import Dataset, Split
+from apart_fast.loaders.datasets.table import FOLDER, KNOWN, KnownSet
+
+
+class LoadDataset(Protocol):
+    """What `DATASETS` holds: see `load_dataset` for the arguments."""
+
+    def __call__(self, root: Path, *, download: bool, progress: bool) -> Dataset: ...
+
+
+def load_dataset(name: str, root: str | os.PathLike, *, download: bool = True, progress: bool = True) -> Dataset:
+    """Load a data set of the table `DATASETS` from the folder `root`.
+
+    Existing files in `root` are never altered; what is derived from them goes to `root/.apart_fast`. A named set may
+    also lie in `root` as a folder of images (see `load_folder`); Fashion-MNIST is also taken from Debian's package.
+
+    Args:
+        download: fetch a named set that is missing.
+        progress: show a bar while a folder of images is decoded for the first time.
+
+    Raises:
+        UserError: the set is unknown, missing, half-downloaded or cannot be fetched; for folders of images: mixed
+            sizes, an empty class, an unreadable image; no space left.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
+    return DATASETS[name](Path(root).expanduser(), download=download, progress=progress)
+
+
+def load_known(name: str, root: Path, *, download: bool, progress: bool) -> Dataset:
+    """Load a set of the table `KNOWN`, which is fetched if need be; see `load_dataset`."""
+    known = KNOWN[name]
+    source = find(known, root)
+    if source is None and (root / "train").is_dir():
+        return _from_folder(name, known, root, progress)
+    if known.needs and find_spec(known.needs) is None:
+        raise UserError(f"{name} cannot be read without {known.needs}: pip install {known.needs}")
+    if source is None:
+        fetch(name, known, root, download=download)
+        source = root
+    try:
+        arrays = READERS[known.reader](known, source)
+        _check(known, arrays)
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, zlib.error, pickle.PickleError) as error:
+        raise UserError(
+            f"{name} in {source} is incomplete or damaged ({reason(error)}): "
+            f"delete {' and '.join(known.files)} there and run again"
+        ) from error
+    cache = root / CACHE
+    train, test = (
+        Split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)), f"{name}-{part}", cache)
+        for part, x, y in (
+            ("train", arrays.images, arrays.labels),
+            ("test", arrays.test_images, arrays.test_labels),
+        )
+    )
+    return Dataset(name, train, test, list(arrays.classes), known.flip)
+
+
+def _check(known: KnownSet, arrays: Arrays) -> None:
+    """ValueError unless shapes and labels are those of the set (the numbers of images may differ)."""
+    for x, y in ((arrays.images, arrays.labels), (arrays.test_images, arrays.test_labels)):
+        if x.shape != (len(y), *known.shape) or not len(y) or not 0 <= y.min() <= y.max() < known.classes:
+            raise ValueError(f"{x.shape} images do not fit {len(y)} labels")
+
+
+def _from_folder(name: str, known: KnownSet, root: Path, progress: bool) -> Dataset:
+    dataset = load_folder(root, name=name, flip=known.flip, progress=progress)
+    found, wanted = (*dataset.train.images.shape[1:], len(dataset.classes)), (*known.shape, known.classes)
+    if found != wanted:
+        raise UserError(
+            f"the images in {root} are not {name} (height, width, channels, classes are {found}, not {wanted}): "
+            "load them as data set 'folder'"
+        )
+    sizes = (len(dataset.train), len(dataset.test))
+    if sizes != known.sizes:  # not an error: reduced copies are useful
+        warnings.warn(f"{root} holds {sizes} training and test images of {name} instead of {known.sizes}", stacklevel=2)
+    return dataset
+
+
+def _load_any_folder(root: Path, *, download: bool, progress: bool) -> Dataset:
+    return load_folder(root, progress=progress)  # there is nothing to download
+
+
+DATASETS: dict[str, LoadDataset] = {
+    **{name: partial(load_known, name) for name in KNOWN},
+    FOLDER: _load_any_folder,
+}
