@@ -8,7 +8,6 @@ from apart_fast.device import keep_freed_memory, pick_device
 from apart_fast.evaluation.judge import describe, evaluate
 from apart_fast.files import atomic_write, check_writable, to_json
 from apart_fast.loaders import load_dataset, subset
-from apart_fast.models import build_model
 from apart_fast.runs import checkpoint
 from apart_fast.runs.config import EvaluateConfig
 from apart_fast.runs.environment import environment
@@ -32,9 +31,7 @@ def run(config: EvaluateConfig) -> None:
     check_writable(out)
     if device.type == "cpu":
         keep_freed_memory()
-    model = build_model(**state["description"]).to(device, memory_format=torch.channels_last)
-    weights = (config.average and state.get("average")) or state["model"]
-    checkpoint.load_model(model, weights, config.checkpoint)
+    model = checkpoint.load_network(state, device, config.average, name=config.checkpoint)
     test = subset(data.test, config.images) if config.images else data.test
     report = evaluate(
         model,
