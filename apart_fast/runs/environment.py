@@ -48,8 +48,9 @@ def commit_of(package: Path) -> str | None:
 
 def _git(folder: Path, *words: str) -> str | None:
     """What git prints there; None if it fails, prints nothing, or is not installed."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook names its own
     try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", str(folder), *words], env=env, capture_output=True, text=True, check=False)
     except OSError:
         return None
     return (done.stdout.strip() or None) if done.returncode == 0 else None
