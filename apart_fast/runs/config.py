@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from apart_fast.errors import UserError
+from apart_fast.loaders.table import DATASET_NAMES, LOADER_NAMES
 from apart_fast.runs.recipes import RECIPES
+from apart_fast.step.methods import METHODS
 from apart_fast.units import parse_eps
 
 if TYPE_CHECKING:
@@ -15,7 +17,11 @@ if TYPE_CHECKING:
     LoaderName = str
 else:  # the flags take the names of the tables
     RecipeName = Literal[*RECIPES]
-    LoaderName = Literal["resident", "ffcv", "dataloader"]
+    LoaderName = Literal[*LOADER_NAMES]
+
+# for the help
+DATASETS = ", ".join(DATASET_NAMES)
+FAMILY = ", ".join(name + "-K" * takes_steps for name, (_, takes_steps, _) in METHODS.items())
 
 MOVABLE = ("data_dir", "download", "device", "workers", "progress")  # what a resumed run may set anew
 
@@ -31,8 +37,7 @@ class TrainConfig:
     """Preset that the other flags start from (apart_fast/runs/recipes.py); paper: the released settings."""
 
     # ---- data
-    dataset: str = "cifar10"
-    """cifar10, cifar100, svhn, fashion-mnist, or folder (train/<class>/*, test/<class>/*)."""
+    dataset: Annotated[str, tyro.conf.arg(help=f"{DATASETS} (train/<class>/*, test/<class>/*).")] = "cifar10"
     data_dir: Path = Path("data")
     """Where the data lies, or is downloaded to."""
     download: bool = True
@@ -58,7 +63,8 @@ class TrainConfig:
 
     # ---- model
     model: str = "preact_resnet18"
-    """preact_resnet18/34/50, wide_resnet28_10, wide_resnet34_10, torchvision/<name> or timm/<name>."""
+    """preact_resnet18, preact_resnet34, preact_resnet50, wide_resnet28_10, wide_resnet34_10, torchvision/<name> or
+    timm/<name>."""
     width: float = 1.0
     """Width factor of our own models (0.25: a quarter of the channels)."""
     normalize: bool = False
@@ -67,8 +73,7 @@ class TrainConfig:
     """Patterns of submodules whose input (or name:output) takes block steps. None: the model's own."""
 
     # ---- method
-    method: str = "apart"
-    """standard, fgsm, fgsm-rs, n-fgsm, pgd-K, atta-K, fgsm+ (apart without blocks) or apart."""
+    method: Annotated[str, tyro.conf.arg(help=f"{FAMILY}. fgsm+ is apart without blocks.")] = "apart"
     eps: str = "0.031"
     """Radius of the L-inf ball in training, a fraction of the pixel range ("8/255" is understood)."""
     step_decay: float = 1200.0

@@ -1,20 +1,37 @@
 """Recipes: presets that flags override, and what a run records of them."""
 
 import json
+import re
 from dataclasses import fields
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 import pytest
 
+from apart_fast import METHODS, MODELS
 from apart_fast.cli import main, train_command
 from apart_fast.errors import UserError
-from apart_fast.runs.config import TrainConfig
+from apart_fast.loaders import DATASETS, LOADERS
+from apart_fast.runs.config import DemoConfig, TrainConfig
 from apart_fast.runs.recipes import RECIPES
 
 
-def test_the_flag_takes_the_names_of_the_table():
-    (field,) = (f for f in fields(TrainConfig) if f.name == "recipe")
-    assert set(get_args(field.type)) == set(RECIPES)
+@pytest.mark.parametrize(
+    "settings, name, table",
+    [(TrainConfig, "recipe", RECIPES), (TrainConfig, "loader", LOADERS), (DemoConfig, "loader", LOADERS)],
+)
+def test_a_flag_takes_the_names_of_its_table(settings, name, table):
+    (field,) = (f for f in fields(settings) if f.name == name)
+    kinds = [kind for kind in get_args(field.type) if kind is not type(None)]
+    names = get_args(kinds[0]) if get_origin(kinds[0]) is Literal else kinds  # Literal | None, or Literal
+    assert set(names) == set(table)
+
+
+def test_the_help_names_all_that_is_in_the_tables(capsys):
+    with pytest.raises(SystemExit) as end:
+        train_command(["--help"])
+    words = set(re.findall(r"[\w+/-]+", capsys.readouterr().out))
+    methods = {f"{name}-K" if takes_steps else name for name, (_, takes_steps, _) in METHODS.items()}
+    assert not end.value.code and {*RECIPES, *LOADERS, *DATASETS, *MODELS, *methods} <= words
 
 
 @pytest.mark.parametrize("name", RECIPES)
