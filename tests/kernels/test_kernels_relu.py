@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreting import check, needs_triton, print_failures, run_interpreted
-from test_kernels import FLOATS, compare, laid_out
+from problems import FLOATS, compare, laid_out
 from torch import nn
 
 from apart_fast import Apart, UserError, build_model, kernels

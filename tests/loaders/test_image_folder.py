@@ -1,0 +1,137 @@
+"""Folders of images, and what is said when they are not in order."""
+
+import errno
+import os
+import shutil
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from image_folders import draw, make_folder, refuse
+from PIL import Image
+
+from apart_fast.errors import UserError
+from apart_fast.loaders import fingerprint, load_dataset
+from apart_fast.loaders.datasets import folder
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "PNG"])
+def test_folder(suffix, tmp_path):
+    pixels = make_folder(tmp_path, classes=("b", "a", "Z"), suffix=suffix)
+    (tmp_path / "train" / "a" / "notes.txt").write_text("not an image")
+    (tmp_path / "train" / ".hidden").mkdir()
+    dataset = load_dataset("folder", tmp_path, progress=False)
+    assert dataset.classes == ["Z", "a", "b"] and dataset.flip
+    assert dataset.train.images.shape == (9, 5, 6, 3) and dataset.train.images.dtype == torch.uint8
+    assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and dataset.test.labels.tolist() == [0, 1, 2]
+    for split, part in ((dataset.train, "train"), (dataset.test, "test")):
+        expected = [pixels[path] for path in sorted(pixels) if path.parts[-3] == part]
+        assert np.array_equal(split.images.numpy(), expected)
+
+
+def test_folder_of_jpegs(tmp_path):
+    make_folder(tmp_path, suffix="jpeg")
+    path = tmp_path / "test" / "b" / "0.jpeg"
+    assert np.array_equal(load_dataset("folder", tmp_path).test.images[1], np.asarray(Image.open(path)))
+
+
+def test_folder_is_gray_only_if_all_images_are(tmp_path):
+    make_folder(tmp_path, mode="L")
+    gray = load_dataset("folder", tmp_path, progress=False).train.images
+    assert gray.shape == (6, 5, 6, 1)
+    draw(tmp_path / "test" / "a" / "colour.png", 99)
+    mixed = load_dataset("folder", tmp_path, progress=False).train.images
+    assert torch.equal(mixed, gray.expand(-1, -1, -1, 3))
+
+
+def test_folder_is_decoded_once_and_again_when_it_changed(tmp_path, monkeypatch):
+    make_folder(tmp_path)
+    decoded = []
+    decode = folder._decode_one
+    monkeypatch.setattr(folder, "_decode_one", lambda path: decoded.append(path) or decode(path))
+    first = load_dataset("folder", tmp_path, progress=False)
+    assert len(decoded) == 8
+    second = load_dataset("folder", tmp_path, progress=False)
+    assert len(decoded) == 8 and fingerprint(first.train) == fingerprint(second.train)
+    changed = tmp_path / "train" / "b" / "1.png"
+    draw(changed, 50)
+    os.utime(changed, ns=(1, 1))
+    third = load_dataset("folder", tmp_path, progress=False)
+    assert len(decoded) == 16 and fingerprint(third.train) != fingerprint(first.train)
+    # a damaged cache is only a cache
+    for cache in (tmp_path / folder.CACHE).iterdir():
+        data = bytearray(cache.read_bytes())
+        data[-300] ^= 1
+        cache.write_bytes(data)
+    assert fingerprint(load_dataset("folder", tmp_path, progress=False).train) == fingerprint(third.train)
+    assert len(decoded) == 24
+
+
+def test_mixed_sizes(untouched):
+    make_folder(untouched)
+    draw(untouched / "test" / "b" / "odd.png", 1, size=(7, 5))
+    refuse("folder", untouched, r"odd.png is 7x5 but .*train/a/0.png is 6x5: resize the images to one size")
+
+
+def test_empty_class(untouched):
+    make_folder(untouched)
+    (untouched / "train" / "c").mkdir()
+    refuse("folder", untouched, "train/c holds no png, jpg or webp: add images or remove the folder")
+
+
+def test_class_without_test_images(untouched):
+    make_folder(untouched)
+    draw(untouched / "train" / "c" / "0.png", 1)
+    refuse("folder", untouched, "class 'c' is in only one of train and test")
+
+
+@pytest.mark.parametrize("how", ["cut", "text", "empty", "dangling"])
+def test_unreadable_image(how, untouched):
+    make_folder(untouched)
+    victim = untouched / "train" / "b" / "2.png"
+    data = victim.read_bytes()
+    victim.unlink()
+    if how == "dangling":
+        victim.symlink_to(untouched / "nowhere")
+    else:
+        victim.write_bytes({"cut": data[: len(data) // 2], "text": b"not an image", "empty": b""}[how])
+    refuse("folder", untouched, r"train/b/2.png cannot be read.*: replace it or remove it")
+
+
+def test_image_that_would_lose_depth(untouched):
+    make_folder(untouched)
+    Image.fromarray(np.full((5, 6), 40_000, dtype=np.uint16)).save(untouched / "train" / "a" / "deep.png")
+    refuse("folder", untouched, "deep.png has pixels of type I;16: convert it to 8-bit gray or RGB")
+
+
+@pytest.mark.parametrize("missing", ["train", "test", "both", "classes"])
+def test_missing_folder(missing, untouched):
+    make_folder(untouched)
+    for part in ("train", "test"):
+        if missing in (part, "both", "classes"):
+            shutil.rmtree(untouched / part)
+        if missing == "classes":
+            (untouched / part).mkdir()
+    refuse("folder", untouched, r"(no folder|no class folders).*: put the images into .*/<class>/")
+
+
+def failing_write(code):
+    @contextmanager
+    def atomic_path(path):
+        raise UserError(f"trouble with {path}") from OSError(code, os.strerror(code))
+        yield
+
+    return atomic_path
+
+
+def test_no_space_for_decoded_images(untouched, monkeypatch):
+    make_folder(untouched)
+    monkeypatch.setattr(folder, "atomic_path", failing_write(errno.ENOSPC))
+    refuse("folder", untouched, "trouble with")
+
+
+def test_folder_that_cannot_be_written_is_still_read(tmp_path, monkeypatch):
+    make_folder(tmp_path)
+    monkeypatch.setattr(folder, "atomic_path", failing_write(errno.EROFS))
+    assert len(load_dataset("folder", tmp_path, progress=False).train) == 6
