@@ -133,6 +133,12 @@ def test_paths_in_backticks_exist(name, text):
         assert any(ROOT.glob(path.rstrip("/"))), path
 
 
+def test_every_room_is_named():
+    rooms = {f"apart_fast/{file.parent.name}/" for file in (ROOT / "apart_fast").glob("*/__init__.py")}
+    rooms |= {"kernels/", "loaders/", "benchmarks/", "tests/"}
+    assert set(re.findall(r"^\| `([^`]+)` \|", section(README, "Where things are"), re.M)) == rooms
+
+
 def test_names_in_the_design_are_those_of_the_code():
     """Each part of `Class.method`; a name stands for itself wherever it is defined."""
     files = [file for room in ("apart_fast", "kernels", "loaders") for file in (ROOT / room).rglob("*.py")]
