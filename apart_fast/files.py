@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from apart_fast.errors import UserError
 
@@ -122,7 +123,7 @@ def read_if_there(path: Path, advice: str) -> dict | None:
 def to_json(value: object) -> str:
     """Readable JSON; paths become text, NaN and infinities become null."""
 
-    def plain(v):
+    def plain(v: Any) -> Any:
         if dataclasses.is_dataclass(v) and not isinstance(v, type):
             return plain(dataclasses.asdict(v))
         if isinstance(v, dict):

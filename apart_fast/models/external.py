@@ -1,5 +1,7 @@
 """Models of torchvision and timm by name, without pretrained weights."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -43,7 +45,7 @@ def timm_names() -> list[str]:
     return _timm().list_models()
 
 
-def _timm():
+def _timm() -> Any:
     try:
         import timm
     except ImportError as error:
@@ -54,14 +56,8 @@ def _timm():
 def _replace_stem(model: nn.Module, in_channels: int) -> None:
     """Give torchvision's first convolution `in_channels` inputs (torchvision has no argument for it)."""
     name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
-    new = nn.Conv2d(
-        in_channels,
-        old.out_channels,
-        old.kernel_size,
-        stride=old.stride,
-        padding=old.padding,
-        bias=old.bias is not None,
-    )
+    shape: dict[str, Any] = {name: getattr(old, name) for name in ("kernel_size", "stride", "padding")}
+    new = nn.Conv2d(in_channels, old.out_channels, bias=old.bias is not None, **shape)
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, new)
 
@@ -85,7 +81,7 @@ def finish(model: nn.Module, in_channels: int, normalize: MeanStd | None) -> nn.
     """Switch off in-place activations (hooks may hold their inputs) and put `Normalize` in front if asked for."""
     for module in model.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False
+            setattr(module, "inplace", False)  # noqa: B010  (for the type checker: any module may have it)
     return model if normalize is None else Wrapped(model, make_normalize(normalize, in_channels))
 
 

@@ -8,6 +8,7 @@ multiply-add with a one-multiply backward remains.
 import copy
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ _TOLERANCE = 1e-2
 
 class ChannelAffine(nn.Module):
     """`scale[c] * x[:, c] + shift[c]` for x [B, C, H, W]: an eval-mode `BatchNorm2d` (scale and shift are buffers)."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, norm: nn.BatchNorm2d):
         super().__init__()
@@ -71,23 +75,24 @@ def fold(model: nn.Module, sample: Tensor, amp: torch.dtype | None = None) -> nn
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    scale = (norm.running_var + norm.eps).rsqrt()
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight.detach()
     shift = -norm.running_mean * scale
     return scale, shift if norm.bias is None else shift + norm.bias.detach()
 
 
-def _watch(model: nn.Module, sample: Tensor) -> tuple[Tensor, dict[nn.Module, nn.Module]]:
+def _watch(model: nn.Module, sample: Tensor) -> tuple[Tensor, dict[nn.Module, nn.Conv2d]]:
     """Logits, and {BatchNorm: the convolution that feeds only it}."""
-    produced: dict[object, nn.Module] = {}  # autograd node of the output -> convolution
-    fed: dict[nn.Module, nn.Module] = {}
+    produced: dict[object, nn.Conv2d] = {}  # autograd node of the output -> convolution
+    fed: dict[nn.Module, nn.Conv2d] = {}
     calls: Counter[nn.Module] = Counter()
 
-    def after_conv(module, _args, out):
+    def after_conv(module: nn.Conv2d, _args: tuple, out: Tensor) -> None:
         calls[module] += 1
         produced[out.grad_fn] = module
 
-    def before_norm(module, args):
+    def before_norm(module: nn.Module, args: tuple) -> None:
         calls[module] += 1
         if args[0].grad_fn is not None and args[0].grad_fn in produced:
             fed[module] = produced[args[0].grad_fn]
@@ -118,9 +123,10 @@ def _foldable_norm(module: nn.Module) -> bool:
     return not (module._forward_hooks or module._forward_pre_hooks)
 
 
-def _edges(root) -> Iterator[object]:
+def _edges(root: Any) -> Iterator[object]:
     """For each edge of the autograd graph above `root`, the node that it leads to."""
-    seen, todo = {root}, [root] if root is not None else []
+    seen: set[Any] = {root}
+    todo = [root] if root is not None else []
     while todo:
         for node, _ in todo.pop().next_functions:
             if node is None:
@@ -131,9 +137,10 @@ def _edges(root) -> Iterator[object]:
                 todo.append(node)
 
 
-def _fold(model: nn.Module, pairs: dict[nn.Module, nn.Module]) -> None:
+def _fold(model: nn.Module, pairs: dict[nn.Module, nn.Conv2d]) -> None:
     with torch.no_grad():
-        for name, norm in [(name, m) for name, m in model.named_modules() if _foldable_norm(m)]:
+        norms = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and _foldable_norm(m)]
+        for name, norm in norms:
             conv = pairs.get(norm)
             if conv is None:
                 model.set_submodule(name, ChannelAffine(norm))

@@ -22,6 +22,9 @@ class Normalize(nn.Module):
         UserError: wrong length, not finite, or std <= 0.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int):
         super().__init__()
         if len(mean) != channels or len(std) != channels:

@@ -92,13 +92,15 @@ class PreActResNet(nn.Module):
         planes = [max(1, round(base * width)) for base in (64, 128, 256, 512)]
         self.normalize = make_normalize(normalize, in_channels)
         self.conv1 = nn.Conv2d(in_channels, planes[0], 3, padding=1, bias=False)
+        layers = []
         entering = planes[0]
         for i, (out, depth) in enumerate(zip(planes, depths, strict=True)):
             blocks = []
             for j in range(depth):
                 blocks.append(block(entering, out, stride=2 if i > 0 and j == 0 else 1))
                 entering = out * block.expansion
-            setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
+            layers.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.bn = nn.BatchNorm2d(entering)
         self.linear = nn.Linear(entering, num_classes)
 

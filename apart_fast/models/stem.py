@@ -5,6 +5,7 @@ FLOPs of PreActResNet-18) computes in its parameters' dtype and only its result 
 """
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,12 @@ class _Precise:
         device = x.device.type
         autocast = torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False):
-            out = super().forward(x.to(self.weight.dtype))
+            out = super().forward(x.to(self.weight.dtype))  # type: ignore[misc, attr-defined]
         return out.to(torch.get_autocast_dtype(device)) if autocast else out
 
-    def __reduce_ex__(self, protocol):
-        _, (kind,), *rest = super().__reduce_ex__(max(protocol, 2))  # copyreg.__newobj__, (class,), state, ...
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        made: Any = super().__reduce_ex__(max(protocol, 2))
+        _, (kind,), *rest = made  # copyreg.__newobj__, (class,), state, ...
         return (_new_precise, (kind.__bases__[1],), *rest)  # pickle does not find a class that was made here
 
 
@@ -96,6 +98,6 @@ def _precise(kind: type) -> type:
     return _PRECISE.setdefault(kind, type(f"Precise{kind.__name__}", (_Precise, kind), {}))
 
 
-def _new_precise(kind: type) -> nn.Module:
-    made = _precise(kind)
+def _new_precise(kind: type) -> Any:
+    made: Any = _precise(kind)
     return made.__new__(made)

@@ -57,13 +57,15 @@ class WideResNet(nn.Module):
         stem, *planes = (max(1, round(base * width)) for base in (16, 16 * widen, 32 * widen, 64 * widen))
         self.normalize = make_normalize(normalize, in_channels)
         self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
+        layers = []
         entering = stem
         for i, out in enumerate(planes):
             blocks = []
             for j in range((depth - 4) // 6):
                 blocks.append(WideBlock(entering, out, stride=2 if i > 0 and j == 0 else 1))
                 entering = out
-            setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
+            layers.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = layers
         self.bn = nn.BatchNorm2d(entering)
         self.linear = nn.Linear(entering, num_classes)
         for module in self.modules():

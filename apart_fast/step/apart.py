@@ -32,6 +32,9 @@ from apart_fast.step.starts import STARTS
 from apart_fast.step.step_sizes import StepSizes
 from apart_fast.units import parse_eps
 
+# of the gradients at the block points, int8; None without points
+Signs = list[Tensor | None] | None
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -196,7 +199,7 @@ class Apart:
         method, setting = self.method, self._setting
         start_loss, signs = None, None
         with span(spans.START):
-            if self.memory is not None:
+            if self.memory is not None and crops.indices is not None:
                 crops = replace(crops, indices=self.memory.rows(crops.indices))
             made = STARTS[method.start](setting, images, crops)
         for _ in range(method.steps):
@@ -238,7 +241,9 @@ class Apart:
             raise ValueError("the model is in eval mode: call model.train() before a training step")
         check_batch(images, labels, self.image_shape, self.padding, **each)
 
-    def _draw(self, n: int, indices, rows, offsets, flips) -> Crops:
+    def _draw(
+        self, n: int, indices: Tensor | None, rows: Tensor | None, offsets: Tensor | None, flips: Tensor | None
+    ) -> Crops:
         """Crops of `n` examples; what the caller did not give is drawn."""
         if rows is None:
             rows = torch.arange(n, device=self.device)
@@ -248,23 +253,24 @@ class Apart:
             flips = torch.rand(n, device=self.device, generator=self.generator) < (0.5 if self.flip else 0.0)
         return Crops(rows, indices, offsets, flips)
 
-    def _pass1(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+    def _pass1(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Signs]:
         """Loss, input gradient (times a positive scale) and the signs at the block points; no weight gradients."""
         x = x.detach().requires_grad_()
-        with frozen(self.model), self.points.capturing() if self.points else nullcontext() as signs:
+        capturing = self.points.capturing() if self.points else nullcontext()
+        with frozen(self.model), capturing as signs:
             loss, _ = self.loss(x, labels)
             (gradient,) = torch.autograd.grad(self._scaled(loss), x)
         return loss.detach(), gradient, signs
 
-    def _pass2(self, x: Tensor, labels: Tensor, signs: list[Tensor] | None) -> tuple[Tensor, Tensor, Gradients | None]:
+    def _pass2(self, x: Tensor, labels: Tensor, signs: Signs) -> tuple[Tensor, Tensor, Gradients | None]:
         """Loss, right answers, and gradients of input and block steps; weight gradients go to `p.grad`."""
         x = x.detach().requires_grad_(self.method.learned)
-        alphas = self.sizes.blocks.detach().requires_grad_() if self.points else None
-        with self.points.perturbing(signs, alphas.unbind()) if self.points else nullcontext():
+        alphas = self.sizes.blocks.detach().requires_grad_()
+        with self.points.perturbing(signs, alphas.unbind()) if self.points and signs else nullcontext():
             loss, logits = self.loss(x, labels)
         self._scaled(loss).backward()
         correct = (logits.detach().argmax(1) == labels).sum()
-        gradients = Gradients(x.grad, None if alphas is None else alphas.grad) if self.method.learned else None
+        gradients = None if x.grad is None else Gradients(x.grad, alphas.grad)
         return loss.detach(), correct, gradients
 
     def _scaled(self, loss: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ def check_inside(values: Tensor, size: int, message: str) -> None:
         raise IndexError(message)
 
 
-def check_batch(images: Tensor, labels: Tensor, image_shape: tuple[int, ...], padding: int, **each: Tensor | None):
+def check_batch(
+    images: Tensor, labels: Tensor, image_shape: tuple[int, ...], padding: int, **each: Tensor | None
+) -> None:
     """Refuse shapes, dtypes, offsets and rows with which a kernel would read beside the tensors.
 
     Args:

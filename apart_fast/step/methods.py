@@ -16,7 +16,7 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from apart_fast.errors import UserError
 
@@ -47,7 +47,7 @@ class Method:
     reset_every: int = 0
     blocks: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.steps < 0 or (self.start == "none") != (self.steps == 0):
             raise UserError(f"method {self.name}: steps must be at least 1, and 0 exactly when start is 'none'")
         if (self.start == "memory") != (self.remembers != "nothing"):
@@ -55,7 +55,7 @@ class Method:
         learned = (self.start == "memory" and self.start_size is None, self.step_size is None)
         if learned[0] != learned[1] or learned[0] != (self.remembers == "direction"):
             raise UserError(f"method {self.name}: a direction is remembered exactly when start and step are learned")
-        if self.remembers == "perturbation" and not self.start_size >= 1:
+        if self.remembers == "perturbation" and not (self.start_size or 0) >= 1:
             raise UserError(f"method {self.name}: a memory of size {self.start_size} cannot hold eps: give at least 1")
         if self.learned and self.steps != 1:
             raise UserError(f"method {self.name}: a learned step size needs steps = 1, got {self.steps}")
@@ -73,7 +73,7 @@ class Method:
         return 3 + 2 * self.steps
 
 
-def _fixed(**settings) -> Callable[[str, int | None], Method]:
+def _fixed(**settings: Any) -> Callable[[str, int | None], Method]:
     return lambda name, k: Method(name=name, **settings)
 
 

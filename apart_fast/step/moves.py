@@ -14,6 +14,7 @@ Move = Callable[[Setting, Perturbation, Tensor], Perturbation]
 def fixed(setting: Setting, perturbation: Perturbation, gradient: Tensor) -> Perturbation:
     """`step_size * eps` along the sign from where it is, projected if the method does so (Madry et al. 2018)."""
     bound = setting.eps if setting.method.project else float("inf")
+    assert setting.method.step_size is not None
     size = setting.method.step_size * setting.eps
     point = kernels.projected_step(perturbation.x, perturbation.point, gradient, size, bound)
     return replace(perturbation, point=point)

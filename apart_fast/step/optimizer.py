@@ -1,6 +1,6 @@
 """SGD whose learning rate and momentum are device scalars, so that a schedule needs no host sync and no new graph."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class SGD(torch.optim.Optimizer):
             mine.copy_(saved)
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update from `p.grad`; a parameter without gradient is left alone.
 
         With `grad_scale` / `found_inf` set by `torch.amp.GradScaler`, gradients are divided by the scale, and an
@@ -86,7 +86,8 @@ class SGD(torch.optim.Optimizer):
             if found_inf is None:
                 _update(params, grads, velocities, group, sign)
                 continue
-            grads = torch._foreach_mul(grads, (1 / scale).to(grads[0].dtype)) if scale is not None else grads
+            if scale is not None:
+                grads = list(torch._foreach_mul(grads, (1 / scale).to(grads[0].dtype)))
             before = [t.clone() for t in (*params, *velocities)]
             _update(params, grads, velocities, group, sign)
             overflow = found_inf.bool()
@@ -107,7 +108,7 @@ def _update_fused(params: list[Tensor], grads: list[Tensor], velocities: list[Te
     sgd(
         params,
         grads,
-        velocities,
+        [*velocities],  # a list of its own type: sgd's may hold None
         fused=True,
         lr=group["lr"].item(),
         momentum=group["momentum"].item(),

@@ -35,6 +35,12 @@ class Setting:
     fixed_scale: Tensor | None
 
     @property
+    def store(self) -> Tensor:
+        """Rows of the memory of a method that remembers (see `Memory.store`)."""
+        assert self.memory is not None
+        return self.memory.store
+
+    @property
     def scale(self) -> Tensor:
         """What a remembered value of 1 means in pixels, 0-dim."""
         return self.sizes.alpha_omega if self.fixed_scale is None else self.fixed_scale

@@ -14,6 +14,8 @@ from apart_fast.files import NO_ROOM
 from apart_fast.step.omega import Memory
 from apart_fast.step.staging import StagedMemory
 
+Folder = str | os.PathLike | None
+
 
 def make_memory(
     kind: str,
@@ -22,7 +24,7 @@ def make_memory(
     padding: int,
     dtype: torch.dtype,
     device: torch.device,
-    folder: str | os.PathLike | None = None,
+    folder: Folder = None,
 ) -> Memory:
     """A memory of zeros for images [H, W, C] whose rows lie where `kind` (a key of `PLACES`) says.
 
@@ -41,11 +43,11 @@ def make_memory(
     return PLACES[kind](shape, dtype, device, folder)
 
 
-def _on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _folder) -> Memory:
+def _on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _folder: Folder) -> Memory:
     return Memory(torch.zeros(shape, dtype=dtype, device=device))
 
 
-def _in_host_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _folder) -> Memory:
+def _in_host_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _folder: Folder) -> Memory:
     needed, available = _nbytes(shape, dtype), _available_bytes()
     if needed > available:  # the system would promise it, and end the process when it is used
         raise UserError(
@@ -56,7 +58,7 @@ def _in_host_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.de
     return Memory(home) if device.type == "cpu" else StagedMemory(home, device)
 
 
-def _on_disk(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, folder) -> Memory:
+def _on_disk(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, folder: Folder) -> Memory:
     if folder is None:
         raise UserError("omega_device disk needs a folder for the file: give omega_folder")
     if not hasattr(os, "posix_fallocate"):

@@ -5,28 +5,33 @@ leaves it), where the pattern matches submodule names as a shell would: `layer*.
 the step and the relu are one kernel.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from apart_fast import kernels
 from apart_fast.errors import UserError
+
+# (number of a point, what is there) -> what the point makes of it
+Act = Callable[[int, Tensor], Tensor]
 
 
 class _CaptureSign(torch.autograd.Function):
     """Identity; its backward leaves the sign of the gradient (int8) in `signs[i]`."""
 
     @staticmethod
-    def forward(ctx, a: Tensor, signs: list, i: int) -> Tensor:
+    def forward(ctx: Any, a: Tensor, signs: list[Tensor | None], i: int) -> Tensor:
         ctx.signs, ctx.i = signs, i
         return a.view_as(a)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         ctx.signs[ctx.i] = kernels.capture_sign(grad)
         return grad, None, None
 
@@ -35,12 +40,12 @@ class _AddSign(torch.autograd.Function):
     """`a + alpha * s`; the gradient of alpha is `sum(grad * s)`."""
 
     @staticmethod
-    def forward(ctx, a: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
+    def forward(ctx: Any, a: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
         ctx.save_for_backward(s)
         return kernels.add_sign(a, s, alpha)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         (s,) = ctx.saved_tensors
         return grad, None, kernels.sign_dot(grad, s)
 
@@ -49,14 +54,14 @@ class _ReluCaptureSign(torch.autograd.Function):
     """relu; its backward also leaves the sign of the gradient (int8) in `signs[i]`."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, signs: list, i: int) -> Tensor:
+    def forward(ctx: Any, z: Tensor, signs: list[Tensor | None], i: int) -> Tensor:
         a = F.relu(z)
         ctx.save_for_backward(a)
         ctx.signs, ctx.i = signs, i
         return a
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         (a,) = ctx.saved_tensors
         ctx.signs[ctx.i], dz = kernels.relu_capture_sign(grad, a)
         return dz, None, None
@@ -66,12 +71,12 @@ class _ReluAddSign(torch.autograd.Function):
     """`relu(z) + alpha * s`; the gradient of alpha is `sum(grad * s)`."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
         ctx.save_for_backward(z, s)
         return kernels.relu_add_sign(z, s, alpha)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         dz, dot = kernels.relu_sign_dot(grad, *ctx.saved_tensors)
         return dz, None, dot
 
@@ -92,14 +97,15 @@ class PointReLU(nn.ReLU):
 class _Fused:
     """Handle of a ReLU whose class was changed (its hooks, names and copies work as before)."""
 
-    def __init__(self, relu: nn.ReLU, at):
+    def __init__(self, relu: nn.ReLU, at: Callable[[Tensor], Tensor | None]):
         self._relu, self._at = relu, at
-        relu.__class__, relu._at = PointReLU, at
+        relu.__class__ = PointReLU
+        vars(relu)["_at"] = at
 
     def remove(self) -> None:
         if vars(self._relu).get("_at") is self._at:
             self._relu.__class__ = nn.ReLU
-            del self._relu._at
+            del vars(self._relu)["_at"]
 
 
 def match_points(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, str]]:
@@ -132,7 +138,7 @@ class BlockPoints:
 
     def __init__(self, model: nn.Module, patterns: Sequence[str]):
         self.points = match_points(model, patterns)
-        self._act = None
+        self._act: Act | None = None
         self._calls: list[int] = []
         modules = dict(model.named_modules())
         for name, _ in self.points:
@@ -151,7 +157,7 @@ class BlockPoints:
 
     def keep_out_of_graphs(self) -> None:
         """Let `torch.compile` break its graphs at the points instead of tracing what happens there."""
-        self._at = torch.compiler.disable(self._at)
+        vars(self)["_at"] = torch.compiler.disable(self._at)
 
     @contextmanager
     def capturing(self) -> Iterator[list[Tensor | None]]:
@@ -162,7 +168,7 @@ class BlockPoints:
             yield signs
 
     @contextmanager
-    def perturbing(self, signs: Sequence[Tensor], alphas: Iterable[Tensor]) -> Iterator[None]:
+    def perturbing(self, signs: Sequence[Tensor | None], alphas: Iterable[Tensor]) -> Iterator[None]:
         """Within: point i carries `a + alphas[i] * signs[i]`."""
         alphas = list(alphas)
         functions = (_AddSign, _ReluAddSign)
@@ -170,7 +176,7 @@ class BlockPoints:
             yield
 
     @contextmanager
-    def _active(self, act) -> Iterator[None]:
+    def _active(self, act: Act) -> Iterator[None]:
         self._act, self._calls = act, [0] * len(self)
         try:
             yield
@@ -189,18 +195,18 @@ class BlockPoints:
         self._calls[i] += 1
         return self._act(i, a)
 
-    def _attach(self, module: nn.Module, side: str, i: int):
+    def _attach(self, module: nn.Module, side: str, i: int) -> "RemovableHandle | _Fused":
         """Put point i on the module; returns a handle with `remove()`."""
 
         # plain functions: a deepcopy of the model copies them by reference, bound methods would copy `self`
-        def on_input(_module, args):
+        def on_input(_module: nn.Module, args: tuple) -> tuple | None:
             a = self._at(i, args[0])
             return None if a is None else (a, *args[1:])
 
-        def on_output(_module, _args, output):
+        def on_output(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
             return self._at(i, output)
 
-        if self._fused[i]:
+        if self._fused[i] and isinstance(module, nn.ReLU):
             return _Fused(module, lambda z: self._at(i, z))
         if side == "input":
             return module.register_forward_pre_hook(on_input)

@@ -20,16 +20,24 @@ def nothing(_setting: Setting, _crops: Crops, _perturbation: Perturbation, _grad
 
 def perturbation(setting: Setting, crops: Crops, made: Perturbation, _gradients: Gradients | None) -> None:
     """The last perturbation (ATTA, Zheng et al. 2020)."""
-    store = setting.memory.store
+    store = setting.store
     values = encode(((made.point - made.x) / setting.scale).clamp_(-1, 1), store.dtype)
     kernels.scatter_crop(store, values, crops)
 
 
 def direction(setting: Setting, crops: Crops, made: Perturbation, gradients: Gradients | None) -> Tensor:
     """omega, moved by the sign of the gradient at the perturbed image."""
-    sizes = setting.sizes
-    settings = dict(padding=setting.padding, alpha=sizes.alpha, alpha_omega=sizes.alpha_omega, eps=setting.eps)
-    grads = kernels.update_omega(gradients.input, made.code, setting.memory.store, crops, **settings)
+    assert gradients is not None and made.code is not None
+    grads = kernels.update_omega(
+        gradients.input,
+        made.code,
+        setting.store,
+        crops,
+        padding=setting.padding,
+        alpha=setting.sizes.alpha,
+        alpha_omega=setting.sizes.alpha_omega,
+        eps=setting.eps,
+    )
     return grads if gradients.blocks is None else torch.cat([grads, gradients.blocks.to(grads.dtype)])
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from apart_fast.step import spans
 from apart_fast.step.omega import Memory
 from apart_fast.step.spans import span
-from apart_fast.step.transfer import as_bytes, make_transfer
+from apart_fast.step.transfer import Transfer, as_bytes, make_transfer
 
 
 class StagedMemory(Memory):
@@ -42,8 +42,8 @@ class StagedMemory(Memory):
         self.nbytes = home.nbytes
         self._home, self._bytes, self._announce = home, as_bytes(home), announce
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="omega")
-        self._transfer = None  # buffers for as many rows as `store` has
-        self._positions: Tensor | None = None  # 0, 1, ... on the device, for each of these rows
+        self._buffers: Transfer | None = None  # for as many rows as `store` has
+        self._positions = torch.arange(0, device=device)  # 0, 1, ..., for each of these rows
         self._prefetched: tuple[np.ndarray, Future] | None = None  # gathered, or being gathered, for the next step
         self._scattered: Future | None = None
         self._at_hand: int | None = None  # number of rows at hand
@@ -70,12 +70,12 @@ class StagedMemory(Memory):
             yield
             return
         rows = self._check_rows(indices)
-        upcoming = self._check_rows(upcoming) if upcoming is not None and len(upcoming) else None
+        following = self._check_rows(upcoming) if upcoming is not None and len(upcoming) else None
         with span(spans.START):
             self._load(rows)
-        early = upcoming is not None and not np.intersect1d(rows, upcoming, assume_unique=True).size
-        if early:
-            self._prefetch(upcoming)
+        shared = following is not None and np.intersect1d(rows, following, assume_unique=True).size > 0
+        if following is not None and not shared:
+            self._prefetch(following)
         self._at_hand = len(rows)
         try:
             yield
@@ -83,8 +83,8 @@ class StagedMemory(Memory):
             self._at_hand = None
         with span(spans.REMEMBER):
             self._store_back(rows)
-        if upcoming is not None and not early:
-            self._prefetch(upcoming)
+        if following is not None and shared:  # after they were scattered
+            self._prefetch(following)
 
     def rows(self, indices: Tensor) -> Tensor:
         self._captured |= self._transfer.capturing()
@@ -109,6 +109,7 @@ class StagedMemory(Memory):
             self._enlarge(len(rows))
         if self._prefetched is None or not np.array_equal(self._prefetched[0], rows):
             self._prefetch(rows)
+        assert self._prefetched is not None
         (_, gathered), self._prefetched = self._prefetched, None
         gathered.result()
         self._transfer.take(self.store[: len(rows)])
@@ -140,7 +141,12 @@ class StagedMemory(Memory):
         self._drain()
         self.store = self.store.new_empty(n, *self.store.shape[1:])
         self._positions = torch.arange(n, device=self.device)
-        self._transfer = make_transfer(self.store)
+        self._buffers = make_transfer(self.store)
+
+    @property
+    def _transfer(self) -> Transfer:
+        assert self._buffers is not None  # made with the first rows
+        return self._buffers
 
     # ---- worker
 

@@ -19,6 +19,7 @@ def at_the_image(setting: Setting, images: Tensor, crops: Crops) -> Perturbation
 
 def uniform(setting: Setting, images: Tensor, crops: Crops) -> Perturbation:
     """From uniform noise of half width `start_size * eps` (Wong et al. 2020, Madry et al. 2018)."""
+    assert setting.method.start_size is not None
     half = setting.method.start_size * setting.eps
     noise = torch.empty(len(crops.rows), *images.shape[1:], dtype=setting.dtype, device=images.device)
     noise.uniform_(-half, half, generator=setting.generator)
@@ -27,8 +28,17 @@ def uniform(setting: Setting, images: Tensor, crops: Crops) -> Perturbation:
 
 def remembered(setting: Setting, images: Tensor, crops: Crops) -> Perturbation:
     """From what the example's last visit left: `clip(scale * omega, -eps, eps)`."""
-    store = dict(store=setting.memory.store, scale=setting.scale, eps=setting.eps)
-    return Perturbation(*kernels.start(images, crops, setting.padding, dtype=setting.dtype, **store))
+    return Perturbation(
+        *kernels.start(
+            images,
+            crops,
+            setting.padding,
+            dtype=setting.dtype,
+            store=setting.store,
+            scale=setting.scale,
+            eps=setting.eps,
+        )
+    )
 
 
 STARTS: dict[str, Start] = {

@@ -95,10 +95,11 @@ class CudaTransfer:
         self._arrived.synchronize()
 
 
+Transfer = HostTransfer | CudaTransfer
 TRANSFERS: dict[str, type[HostTransfer] | type[CudaTransfer]] = {"cpu": HostTransfer, "cuda": CudaTransfer}
 
 
-def make_transfer(store: Tensor) -> "HostTransfer | CudaTransfer":
+def make_transfer(store: Tensor) -> Transfer:
     """Buffers for as many rows as `store` [rows, ...] has, between the host and the store's device."""
     return TRANSFERS[store.device.type](store)
 

@@ -19,7 +19,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self._pairs = (list(self.model.parameters()), list(model.parameters()))
+        self._pairs: tuple[list[Tensor], list[Tensor]] = (list(self.model.parameters()), list(model.parameters()))
         # (average's, model's) buffers of each dtype: those of one dtype are copied by one kernel
         self._buffers: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
@@ -36,7 +36,7 @@ class WeightAverage:
     def update(self) -> None:
         """Move the average towards the weights."""
         mine, theirs = self._pairs
-        differences = torch._foreach_sub(theirs, mine)
+        differences = list(torch._foreach_sub(theirs, mine))
         torch._foreach_mul_(differences, self._rate)
         torch._foreach_add_(mine, differences)
         for buffers in self._buffers.values():

@@ -7,8 +7,8 @@ from torch import Tensor
 class Readback:
     """The newest of the submitted small tensors that has arrived on the host."""
 
-    def __init__(self):
-        self._pending: tuple[object, Tensor, torch.cuda.Event | None] | None = None
+    def __init__(self) -> None:
+        self._pending: tuple[object, Tensor, torch.cuda.Event] | None = None
         self._newest: tuple[object, list[float]] | None = None
 
     def submit(self, tag: object, values: Tensor) -> None:

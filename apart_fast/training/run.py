@@ -23,11 +23,11 @@ def train(config: TrainConfig) -> tuple[dict, Path]:
     """
     state = None
     config.check()
-    new = config.resume is None
-    if new:
+    resumed = config.resume
+    if resumed is None:
         folder = RunFolder.choose(config)
     else:
-        folder, saved = RunFolder.open(config.resume)
+        folder, saved = RunFolder.open(resumed)
         config = config.resumed(saved)
         if folder.last.exists():  # killed before the first checkpoint: from the beginning
             state = checkpoint.load(folder.last)
@@ -39,7 +39,7 @@ def train(config: TrainConfig) -> tuple[dict, Path]:
     data = load_dataset(config.dataset, config.data_dir, download=config.download, progress=config.progress)
     trainer = Trainer(config, folder, data, state)
     state = None  # its omega would stay in memory
-    if new:
+    if resumed is None:
         folder.create(config)  # last: what cannot run leaves no folder
     if config.profile:
         profiling.run(trainer)

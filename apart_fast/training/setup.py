@@ -78,7 +78,7 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset) -> Parts:
     data_key = fingerprint(data.train)
     torch.manual_seed(config.seed)
     description = describe_model(config, splits.train, data.classes)
-    model = build_model(**description).to(device, memory_format=torch.channels_last)
+    model = build_model(**description).to(device).to(memory_format=torch.channels_last)
     loader = make_loader(
         config.loader_kind,
         splits.train,
