@@ -35,36 +35,35 @@ __all__ = [
     "scaled_eta",
 ]
 
-# the imports above, as they are made
-_HOMES = {
-    "METHODS": "apart_fast.step.methods",
-    "MODELS": "apart_fast.models",
-    "Apart": "apart_fast.step.apart",
-    "Method": "apart_fast.step.methods",
-    "Report": "apart_fast.evaluation.judge",
-    "StepResult": "apart_fast.step.apart",
-    "Triangle": "apart_fast.training.schedule",
-    "UserError": "apart_fast.errors",
-    "build_model": "apart_fast.models",
-    "evaluate": "apart_fast.evaluation.judge",
-    "get_method": "apart_fast.step.methods",
-    "parse_eps": "apart_fast.units",
-    "scaled_eta": "apart_fast.training.schedule",
-}
+if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of ours
+    # the imports above, as they are made
+    _HOMES = {
+        "METHODS": "apart_fast.step.methods",
+        "MODELS": "apart_fast.models",
+        "Apart": "apart_fast.step.apart",
+        "Method": "apart_fast.step.methods",
+        "Report": "apart_fast.evaluation.judge",
+        "StepResult": "apart_fast.step.apart",
+        "Triangle": "apart_fast.training.schedule",
+        "UserError": "apart_fast.errors",
+        "build_model": "apart_fast.models",
+        "evaluate": "apart_fast.evaluation.judge",
+        "get_method": "apart_fast.step.methods",
+        "parse_eps": "apart_fast.units",
+        "scaled_eta": "apart_fast.training.schedule",
+    }
 
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
 
-def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from importlib.metadata import version
+            value: object = version("apart_fast")
+        elif name in _HOMES:
+            value = getattr(import_module(_HOMES[name]), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
-        value: object = version("apart_fast")
-    elif name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, "__version__"})

@@ -170,7 +170,7 @@ def test_every_name_is_there():
 
 def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(apart_fast.__file__).read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {name.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for name in node.names}
     assert set(seen) == set(apart_fast.__all__)
     assert all(getattr(apart_fast, name) is getattr(import_module(module), name) for name, module in seen.items())
