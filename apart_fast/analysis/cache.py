@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from apart_fast.files import atomic_write
 
@@ -45,7 +45,7 @@ class ResultCache:
         Raises:
             UserError: see `put`.
         """
-        value = self.get(key)
+        value: Any = self.get(key)
         if not valid(value):
             value = make()
             self.put(key, value)

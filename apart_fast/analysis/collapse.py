@@ -64,7 +64,7 @@ class _Judge:
         return {name: _from_marks(marks) for name, marks in kept.items()}
 
     def _kept(
-        self, weights: Path, names: list[str], valid: Callable[[object], bool], make: Callable[[], dict], **more
+        self, weights: Path, names: list[str], valid: Callable[[object], bool], make: Callable[[], dict], **more: str
     ) -> dict:
         """What the cache has under these names, made now if anything of it is missing or damaged."""
 

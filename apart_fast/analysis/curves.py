@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -99,7 +100,7 @@ def _is_pair(value: object) -> bool:
 
 def _judge(config: CurvesConfig, model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> list[float]:
     """[clean, PGD-20 accuracy]"""
-    settings = dict(eps=config.eps, batch_size=config.batch_size, seed=config.seed, progress=False)
+    settings: dict[str, Any] = dict(eps=config.eps, batch_size=config.batch_size, seed=config.seed, progress=False)
     attacks = evaluate(model, images, labels, attacks=("clean", "pgd-20"), **settings).attacks
     return [attacks["clean"].accuracy, attacks["pgd-20"].accuracy]
 

@@ -5,6 +5,7 @@ All of it is measured on clean test images, a fixed set of them, for the kept we
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -45,7 +46,7 @@ def measure(config: GradientsConfig) -> dict:
     images = split.images.to(device).float() / 255
     labels = split.labels.to(device)
     cache = ResultCache(config.out / "gradients-cache.json")
-    settings = dict(eps=parse_eps(config.eps), batch_size=config.batch_size, seed=config.seed)
+    settings: dict[str, Any] = dict(eps=parse_eps(config.eps), batch_size=config.batch_size, seed=config.seed)
     key_settings = {**settings, "images": fingerprint(split), "pgd_steps": PGD_STEPS}
 
     def look(file: Path, points: list[tuple[str, str]]) -> dict:

@@ -6,6 +6,7 @@ The published pictures (arXiv 2010.08034): before the collapse they follow the o
 import math
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,31 +139,31 @@ def compute(config: PerturbationsConfig) -> tuple[dict, Picture]:
         UserError: not a finished run, an epoch that was not kept, different data sets, missing data.
     """
     (one,) = open_runs([config.run], weights=True)
-    reference, path = open_reference(config.reference, one) if config.reference else (None, None)
+    compared = open_reference(config.reference, one) if config.reference else None
     epochs = choose_epochs(one, config.epochs)
-    data, split = judged_data(config, [one, *([reference] if reference else [])])
+    data, split = judged_data(config, [one, *([compared[0]] if compared else [])])
     eps, shown = parse_eps(config.eps), spread(split.labels, config.shown)
-    rows, images = [], _Images(config, split, len(epochs) + bool(reference))
-    numbers = {
+    rows, images = [], _Images(config, split, len(epochs) + (compared is not None))
+    numbers: dict[str, Any] = {
         **{"run": one.name, "method": one.method, "dataset": one.config.dataset},
         **{"images": len(split), "eps": eps, "seed": config.seed, "epochs": []},
         "noise": _measure_noise(split, eps, config.seed),
         "reference": None,
     }
     with images.bar, reproducible():
-        target = None
-        if reference:
+        target, last = None, []
+        if compared:
+            reference, path = compared
             found, target = _measure_reference(images, load_network(path, images.device), eps)
             numbers["reference"] = {"name": reference.name, "method": reference.method, "weights": path.name, **found}
+            last = [Row(f"PGD-20, {reference.method} network", _words(found), target[shown])]
         collapsed = {record["epoch"]: record.get("collapsed") for record in one.records}
         for epoch in epochs:
             found, delta = _measure(images, load_network(one.weights[epoch], images.device), eps, target)
             numbers["epochs"].append({"epoch": epoch, "collapsed": collapsed.get(epoch), **found})
             rows.append(Row(_title(epoch, collapsed.get(epoch)), _words(found), delta[shown]))
-    if reference:
-        rows.append(Row(f"PGD-20, {reference.method} network", _words(numbers["reference"]), target[shown]))
     picture = split.images[shown].float() / 255, [data.classes[i] for i in split.labels[shown].tolist()]
-    return numbers, Picture(*picture, rows, eps)
+    return numbers, Picture(*picture, rows + last, eps)
 
 
 def _measure_noise(split: Split, eps: float, seed: int) -> dict[str, dict]:
@@ -209,8 +210,8 @@ def spread(labels: Tensor, count: int) -> list[int]:
 
 
 def _title(epoch: int, collapsed: bool | None) -> str:
-    said = {True: "\n(collapsed)", False: "\n(not collapsed)"}
-    return f"FGSM, epoch {epoch}" + said.get(collapsed, "")
+    said = {None: "", True: "\n(collapsed)", False: "\n(not collapsed)"}
+    return f"FGSM, epoch {epoch}" + said[collapsed]
 
 
 def _words(found: dict) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -138,8 +139,8 @@ def pgd(
     adversarial = images.detach().clone(memory_format=torch.contiguous_format)
     right = correct(model, adversarial, labels, size).nonzero().squeeze(1)
     if len(right):
-        seeds = seeds[right.cpu()] if random_start else None
-        settings = dict(eps=eps, step=step, steps=steps, restarts=restarts, seeds=seeds, batch_size=size)
+        mine = None if seeds is None else seeds[right.cpu()]
+        settings: dict[str, Any] = dict(eps=eps, step=step, steps=steps, restarts=restarts, seeds=mine, batch_size=size)
         adversarial[right], _ = search(model, adversarial[right], labels[right], **settings)
     return adversarial
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ Z_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 _CHUNK_VALUES = 2**25  # pixel values attacked together (128 MiB in float32): the test set of CIFAR in one go
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
+def wilson(correct: float, n: int) -> tuple[float, float]:
     """95 % Wilson score interval (Wilson 1927) of the proportion correct / n, n >= 1."""
     p, shrink = correct / n, 1 + Z_95**2 / n
     centre = (p + Z_95**2 / (2 * n)) / shrink
@@ -122,7 +123,7 @@ def _clean(job: _Job) -> int:
 def _gradient_attack(job: _Job, name: str, *, steps: int, step: float, restarts: int, random_start: bool) -> int:
     """Number of images that stand; judged by the model itself in float32, whatever was attacked in what precision."""
     seeds = _attacks.draw_seeds(len(job.images), torch.Generator().manual_seed(job.seed)) if random_start else None
-    settings = dict(eps=job.eps, step=step, steps=steps, restarts=restarts, batch_size=job.batch_size)
+    settings: dict[str, Any] = dict(eps=job.eps, step=step, steps=steps, restarts=restarts, batch_size=job.batch_size)
     chunk = max(1, _CHUNK_VALUES // (job.images[0].numel() * job.batch_size)) * job.batch_size
     correct = 0
     with job.bar(len(job.right) * steps * restarts, name, "step") as bar:
@@ -203,9 +204,12 @@ def parse_attack(name: str) -> Callable[[_Job], int]:
 @contextmanager
 def reproducible() -> Iterator[None]:
     """Deterministic cuDNN in full float32 within (its default for convolutions is TF32)."""
-    backends = torch.backends
+    backends: Any = torch.backends
     # conv and rnn together: torch refuses to read the common flag while they differ
-    switches = [(backends.cudnn, "deterministic", True), (backends.cudnn, "benchmark", False)]
+    switches: list[tuple[Any, str, object]] = [
+        (backends.cudnn, "deterministic", True),
+        (backends.cudnn, "benchmark", False),
+    ]
     switches += [(part, "fp32_precision", "ieee") for part in (backends.cudnn.conv, backends.cudnn.rnn)]
     before = [getattr(owner, name) for owner, name, _ in switches]
     matmul = torch.get_float32_matmul_precision()

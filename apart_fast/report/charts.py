@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -32,7 +33,7 @@ ENERGY = Panel("GPU energy of an epoch", (Curve("joules", "joules"),), from_zero
 BLOCKS = Panel("learned step sizes of the blocks, alpha_b", (), from_zero=True)
 
 _INK = "#010000"  # stands for the page's text colour
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "apart_fast",
     "font.family": "DejaVu Sans",
@@ -110,7 +111,7 @@ class Chart:
         for line in self.lines:
             epochs, values = zip(*line.points, strict=True)
             sparse = len(epochs) < 3 or epochs[-1] - epochs[0] >= len(epochs)  # not of every epoch: show which
-            style = {"linestyle": DASHES[line.dash], "marker": "o" if sparse else ""}
+            style: dict[str, Any] = {"linestyle": DASHES[line.dash], "marker": "o" if sparse else ""}
             axes.plot(epochs, values, color=stand_ins[line.colour], clip_on=False, zorder=3, **style)
         dress(axes, self.panel)
         axes.grid(alpha=0.15)

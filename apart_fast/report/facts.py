@@ -156,8 +156,10 @@ class Row:
 
 def costs(runs: Sequence[Run]) -> list[Row]:
     """The figures of `COSTS` that one of the runs has."""
-    rows = [Row(title, note, tuple(text(run) for run in runs)) for title, (text, note) in COSTS.items()]
-    return [Row(r.title, r.note, tuple(c or NOTHING for c in r.cells)) for r in rows if any(r.cells)]
+    found = {title: [text(run) for run in runs] for title, (text, _) in COSTS.items()}
+    return [
+        Row(title, COSTS[title][1], tuple(c or NOTHING for c in cells)) for title, cells in found.items() if any(cells)
+    ]
 
 
 def comparison(runs: Sequence[Run]) -> list[Row]:
@@ -246,7 +248,7 @@ def evaluation(run: Run) -> Evaluation | None:
 def card(run: Run) -> dict:
     """What card.json says that the page does not show elsewhere; results of attacks as text."""
     elsewhere = [shown for shown in (run.environment, run.evaluation, run.summary.get("test")) if shown]
-    return _in_short(run.card, elsewhere)
+    return {key: _in_short(item, elsewhere) for key, item in run.card.items() if item not in elsewhere}
 
 
 def _in_short(value: object, without: Sequence[object]) -> object:
@@ -268,7 +270,7 @@ def epochs_table(run: Run) -> tuple[list[str], list[list[str]]]:
 
 
 def _flat(record: dict) -> dict[str, str]:
-    flat = {}
+    flat: dict[str, str] = {}
     for key, value in record.items():
         if isinstance(value, list):
             flat |= {f"{key} {i}": _short(v) for i, v in enumerate(value, 1)}

@@ -4,7 +4,7 @@ import mmap
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ def save(path: str | os.PathLike, state: dict) -> None:
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         watched = _Watched(file)
         try:
-            torch.save({"format": FORMAT, **state}, watched)
+            torch.save({"format": FORMAT, **state}, cast(IO[bytes], watched))
         except RuntimeError as error:
             raise watched.error or error from error
 
@@ -38,10 +38,11 @@ class _Watched:
     """A file that remembers why a write failed: torch's writer turns a full disk into a RuntimeError of its own."""
 
     def __init__(self, file: BinaryIO):
-        self._file, self.error = file, None
+        self._file = file
+        self.error: OSError | None = None
         self.flush = file.flush
 
-    def write(self, data) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         try:
             return self._file.write(data)
         except OSError as error:
@@ -141,7 +142,7 @@ def load_network(
     if not isinstance(source, dict):
         name, source = source, load(source)
     description = source["description"]
-    model = build_model(**description).to(device, memory_format=torch.channels_last)
+    model = build_model(**description).to(device).to(memory_format=torch.channels_last)
     load_model(model, (average and source.get("average")) or source["model"], name)
     pixels = torch.zeros(2, *description["image_size"], description["in_channels"], device=device)
     return any_layout(model.eval(), pixels.permute(0, 3, 1, 2))

@@ -61,7 +61,7 @@ def _draw_curve(axes: Axes, runs: list[dict], label: str, colour: str) -> None:
         best = run["best"]["epoch"], 100 * run["best"]["value"]
         axes.plot(*best, "o", markersize=4.5, markerfacecolor="white", markeredgecolor=colour, markeredgewidth=1.3)
         if len(runs) > 1:
-            axes.plot(values.keys(), [100 * value for value in values.values()], color=colour, alpha=_FAINT, lw=0.6)
+            axes.plot(list(values), [100 * value for value in values.values()], color=colour, alpha=_FAINT, lw=0.6)
 
 
 def _draw_published(axes: Axes, method: str, curve: dict, longest: int, colour: str) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -15,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from apart_fast.analysis.groups import group_colours
 from apart_fast.analysis.network_gradients import PGD_STEPS
 
-_DOT = dict(marker=".", markersize=4)  # one epoch alone is seen too
+_DOT: dict[str, Any] = dict(marker=".", markersize=4)  # one epoch alone is seen too
 # (row, column of the panel, key, line style, factor)
 _LINES = (
     (0, 0, "input_gradient", "-", 1),
@@ -89,7 +90,7 @@ def _draw_lines(panel: Axes, runs: list[dict], key: str, style: str, colour: str
     epochs = [epoch for epoch in runs[0]["epochs"] if all(epoch in values for values in series)]
     if len(runs) > 1:
         for values in series:
-            panel.plot(values.keys(), values.values(), style, color=colour, alpha=0.35, linewidth=0.7)
+            panel.plot(list(values), list(values.values()), style, color=colour, alpha=0.35, linewidth=0.7)
     if epochs:
         panel.plot(epochs, [fmean(v[e] for v in series) for e in epochs], style, color=colour, linewidth=1.8, **_DOT)
 

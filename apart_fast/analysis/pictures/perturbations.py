@@ -1,6 +1,7 @@
 """The picture of `apart-fast analyze perturbations`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -53,6 +54,6 @@ def _beside(axes: Axes, name: str, words: tuple[str, ...]) -> None:
     lines = name.count("\n") + 1
     # one block of text for each size, meeting at the height that their numbers of lines give
     height = 0.5 + 0.065 * (len(words) - lines)
-    at = dict(xycoords="axes fraction", textcoords="offset points", xytext=(-8, 0), ha="right")
+    at: dict[str, Any] = dict(xycoords="axes fraction", textcoords="offset points", xytext=(-8, 0), ha="right")
     axes.annotate(name, (0, height), va="bottom" if words else "center", fontsize=10, weight="bold", **at)
     axes.annotate("\n".join(words), (0, height), va="top", fontsize=8.5, color="0.25", **at)
