@@ -8,10 +8,9 @@ from apart_fast.device import keep_freed_memory, pick_device
 from apart_fast.loaders import load_dataset
 from apart_fast.measure import profiling
 from apart_fast.runs import checkpoint
+from apart_fast.runs.begin import begin
 from apart_fast.runs.config import TrainConfig
-from apart_fast.runs.folder import RunFolder
 from apart_fast.training.trainer import Trainer
-from apart_fast.units import parse_eps
 
 
 def train(config: TrainConfig) -> tuple[dict, Path]:
@@ -21,25 +20,18 @@ def train(config: TrainConfig) -> tuple[dict, Path]:
     Raises:
         UserError, Stopped: see `Trainer.run`.
     """
-    state = None
-    config.check()
-    resumed = config.resume
-    if resumed is None:
-        folder = RunFolder.choose(config)
-    else:
-        folder, saved = RunFolder.open(resumed)
-        config = config.resumed(saved)
-        if folder.last.exists():  # killed before the first checkpoint: from the beginning
-            state = checkpoint.load(folder.last)
+    state, resumed = None, config.resume is not None
+    folder, config = begin(config)
+    if resumed and folder.last.exists():  # killed before the first checkpoint: from the beginning
+        state = checkpoint.load(folder.last)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    parse_eps(config.eps)
     if pick_device(config.device).type == "cpu":
         keep_freed_memory()
     data = load_dataset(config.dataset, config.data_dir, download=config.download, progress=config.progress)
     trainer = Trainer(config, folder, data, state)
     state = None  # its omega would stay in memory
-    if resumed is None:
+    if not resumed:
         folder.create(config)  # last: what cannot run leaves no folder
     if config.profile:
         profiling.run(trainer)
