@@ -1,4 +1,5 @@
-# make demo: set everything up, then the main job at a small size.   make test: set everything up, then the tests.
+# make demo: set everything up, then the main job at a small size.
+# make test: set everything up, then style, types and tests.   make lint: style and types alone.
 # make setup alone prepares .venv for `python train.py` and `pytest benchmarks/`.
 
 PYTHON ?= python3
@@ -19,14 +20,14 @@ help:
 demo: setup
 	$(VENV)/bin/apart-fast demo
 
-test: setup
+test: lint
 	$(VENV)/bin/python -m pytest tests
 
 bench: setup
 	$(VENV)/bin/python -m pytest benchmarks
 
 lint: setup
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/python tests/check_types.py
 
 setup: $(VENV)/system $(VENV)/packages $(VENV)/ffcv
 
@@ -68,4 +69,4 @@ $(VENV)/ffcv: $(VENV)/packages $(VENV)/system
 	@if $(VENV)/bin/python -c 'import ffcv' 2>/dev/null; then touch $@; fi
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info .mypy_cache

@@ -1,7 +1,7 @@
 """What the loaders have in common: the rank's shard, the epoch's plan and its place on the device."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import ClassVar, Self
 
 import torch
@@ -86,12 +86,10 @@ class Loader:
         """Steps in an epoch."""
         return -(-self.num_examples // self.batch_size)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches of epoch number `epoch` from step `start` on (0 = the whole epoch)."""
         if not 0 <= start <= len(self):
             raise ValueError(f"step {start} is outside the epoch's {len(self)} steps")
-        if start == len(self):  # a run that was stopped at the end of an epoch
-            return iter(())
         plan = EpochPlan(self.num_examples, self.seed, epoch, self.padding, self.flip, self.rank)
         return self._batches(plan, start * self.batch_size)
 
@@ -104,8 +102,10 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _batches(self, plan: EpochPlan, begin: int) -> Iterator[Batch]:
+    def _batches(self, plan: EpochPlan, begin: int) -> Generator[Batch, None, None]:
         """Combine what `_fetch` delivers with the epoch's plan, which goes to the device once."""
+        if begin >= self.num_examples:  # a run that was stopped at the end of an epoch
+            return
         arrays = (plan.order, plan.offsets, plan.flips)
         order, offsets, flips = (to_device(torch.from_numpy(array), self.device) for array in arrays)
         host = torch.from_numpy(plan.order)

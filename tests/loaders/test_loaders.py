@@ -91,6 +91,7 @@ def test_same_batches_as_resident(kind, shape, cache):
             assert same(run(reference, epoch), run(loader, epoch))
         assert same(run(reference, 1)[3:], run(loader, 1, start=3))
         assert run(loader, 1, start=19) == []
+        loader.epoch(1, start=19).close()  # a generator like the others
 
 
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.exists(), reason="Debian's package dataset-fashion-mnist is not installed")
