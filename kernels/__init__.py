@@ -5,7 +5,7 @@ KERNELS lists them by name for tests and benchmarks.
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from apart_fast.kernels.crop import Crops, gather_crop, scatter_crop
 from apart_fast.kernels.learned_step import learned_step, learned_step_torch, learned_step_triton
@@ -75,12 +75,12 @@ __all__ = [
     "update_omega",
 ]
 
-_RENAMED = {"step": "learned_step", "finish": "update_omega"}  # old name -> new, with its new arguments
+if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of ours
+    _RENAMED = {"step": "learned_step", "finish": "update_omega"}  # old name -> new, with its new arguments
 
-
-def __getattr__(name: str) -> Callable:
-    if name not in _RENAMED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    new = _RENAMED[name]
-    warnings.warn(f"apart_fast.kernels.{name} is now apart_fast.kernels.{new}", DeprecationWarning, stacklevel=2)
-    return globals()[new]
+    def __getattr__(name: str) -> Callable:
+        if name not in _RENAMED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        new = _RENAMED[name]
+        warnings.warn(f"apart_fast.kernels.{name} is now apart_fast.kernels.{new}", DeprecationWarning, stacklevel=2)
+        return globals()[new]

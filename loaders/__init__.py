@@ -35,32 +35,31 @@ __all__ = [
     "take_validation",
 ]
 
-# the imports above, as they are made
-_HOMES = {
-    "DATASETS": "apart_fast.loaders.datasets.load",
-    "LOADERS": "apart_fast.loaders.make",
-    "Batch": "apart_fast.loaders.batch",
-    "DataloaderLoader": "apart_fast.loaders.dataloader",
-    "Dataset": "apart_fast.loaders.datasets.splits",
-    "EpochPlan": "apart_fast.loaders.plan",
-    "FfcvLoader": "apart_fast.loaders.ffcv",
-    "Loader": "apart_fast.loaders.base",
-    "ResidentLoader": "apart_fast.loaders.resident",
-    "Split": "apart_fast.loaders.datasets.splits",
-    "fingerprint": "apart_fast.loaders.datasets.splits",
-    "load_dataset": "apart_fast.loaders.datasets.load",
-    "make_loader": "apart_fast.loaders.make",
-    "subset": "apart_fast.loaders.datasets.splits",
-    "take_validation": "apart_fast.loaders.datasets.splits",
-}
+if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of ours
+    # the imports above, as they are made
+    _HOMES = {
+        "DATASETS": "apart_fast.loaders.datasets.load",
+        "LOADERS": "apart_fast.loaders.make",
+        "Batch": "apart_fast.loaders.batch",
+        "DataloaderLoader": "apart_fast.loaders.dataloader",
+        "Dataset": "apart_fast.loaders.datasets.splits",
+        "EpochPlan": "apart_fast.loaders.plan",
+        "FfcvLoader": "apart_fast.loaders.ffcv",
+        "Loader": "apart_fast.loaders.base",
+        "ResidentLoader": "apart_fast.loaders.resident",
+        "Split": "apart_fast.loaders.datasets.splits",
+        "fingerprint": "apart_fast.loaders.datasets.splits",
+        "load_dataset": "apart_fast.loaders.datasets.load",
+        "make_loader": "apart_fast.loaders.make",
+        "subset": "apart_fast.loaders.datasets.splits",
+        "take_validation": "apart_fast.loaders.datasets.splits",
+    }
 
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return value
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -51,7 +51,7 @@ def test_every_listed_name_is_there(package):
         package.Loaders  # noqa: B018
     # what a type checker reads is what is imported
     tree = ast.parse(Path(package.__file__).read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     shown = {alias.name: node.module for node in block.body for alias in node.names}
     assert shown == package._HOMES and sorted(shown) == sorted(package.__all__)
     for name, module in shown.items():
