@@ -1,7 +1,6 @@
-"""The device that work runs on: which one, what it computes in hardware, and how its host memory is kept."""
+"""The device that work runs on: which one, and how host memory is kept."""
 
 import ctypes
-import platform
 import sys
 
 import torch
@@ -31,19 +30,6 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device("cuda", device.index or 0)  # torch does not take one without an index as the current one
         torch.cuda.set_device(device)  # streams, graphs and events belong to it
     return device
-
-
-def has_bfloat16(device: torch.device | str) -> bool:
-    """Whether bfloat16 is quicker than float32 there: without instructions for it, it is emulated and slower.
-
-    GPUs from compute capability 8.0 on, x86 CPUs with AVX512-BF16 or AMX; of other CPUs it is not known and taken
-    to be so.
-    """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def keep_freed_memory() -> bool:

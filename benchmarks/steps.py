@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 
 from apart_fast import Apart, build_model, graphs
-from apart_fast.device import has_bfloat16
 from apart_fast.kernels import Crops
 from apart_fast.loaders import Batch
 from apart_fast.measure.interleave import Timings, interleave
 from apart_fast.models.modes import frozen
 from apart_fast.models.stem import keep_stem_precise
+from apart_fast.precision import has_bfloat16
 from apart_fast.step.optimizer import SGD
 from apart_fast.training.execution import GraphedStep
 from benchmarks.baselines import Released

@@ -5,11 +5,12 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from apart_fast.device import has_bfloat16, pick_device
+from apart_fast.device import pick_device
 from apart_fast.errors import UserError
 from apart_fast.evaluation.judge import describe
 from apart_fast.files import atomic_write, read_object, to_json
 from apart_fast.loaders import load_dataset
+from apart_fast.precision import has_bfloat16
 from apart_fast.report import pictures
 from apart_fast.runs.config import DemoConfig, TrainConfig
 from apart_fast.runs.environment import environment

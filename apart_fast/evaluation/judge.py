@@ -20,6 +20,7 @@ from apart_fast.evaluation.autoattack import autoattack
 from apart_fast.models.channels_last import any_layout
 from apart_fast.models.folding import fold
 from apart_fast.models.modes import evaluating
+from apart_fast.precision import float32_as
 from apart_fast.units import parse_eps
 
 Z_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
@@ -204,24 +205,14 @@ def parse_attack(name: str) -> Callable[[_Job], int]:
 @contextmanager
 def reproducible() -> Iterator[None]:
     """Deterministic cuDNN in full float32 within (its default for convolutions is TF32)."""
-    backends: Any = torch.backends
-    # conv and rnn together: torch refuses to read the common flag while they differ
-    switches: list[tuple[Any, str, object]] = [
-        (backends.cudnn, "deterministic", True),
-        (backends.cudnn, "benchmark", False),
-    ]
-    switches += [(part, "fp32_precision", "ieee") for part in (backends.cudnn.conv, backends.cudnn.rnn)]
-    before = [getattr(owner, name) for owner, name, _ in switches]
-    matmul = torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
     try:
-        for owner, name, value in switches:
-            setattr(owner, name, value)
-        torch.set_float32_matmul_precision("highest")
-        yield
+        cudnn.deterministic, cudnn.benchmark = True, False
+        with float32_as("ieee"):
+            yield
     finally:
-        for (owner, name, _), value in zip(switches, before, strict=True):
-            setattr(owner, name, value)
-        torch.set_float32_matmul_precision(matmul)
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 def _check(images: Tensor, labels: Tensor, batch_size: int, restarts: int, amp: torch.dtype | None) -> None:

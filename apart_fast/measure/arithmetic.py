@@ -1,8 +1,7 @@
 """The bare arithmetic: the passes a method cannot do without, floating-point operations, and the device's peak."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apart_fast.measure.clocks import clock_of, time_calls
 from apart_fast.models.modes import frozen
+from apart_fast.precision import float32_as
 from apart_fast.step.apart import Apart
 
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrix product that gives the peak
@@ -51,24 +51,9 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(n, n, device=device, generator=generator).to(dtype) for _ in range(2))
     out, clock = torch.empty_like(a), clock_of(device)
-    with _tf32_products(device):
+    with float32_as("tf32"):  # as convolutions have it by default
         torch.mm(a, b, out=out)
         best, stop = float("inf"), time.perf_counter() + PEAK_SECONDS
         while best == float("inf") or time.perf_counter() < stop:
             best = min(best, time_calls(lambda: torch.mm(a, b, out=out), clock))
     return 2 * n**3 / best
-
-
-@contextmanager
-def _tf32_products(device: torch.device) -> Iterator[None]:
-    """Within: float32 products on a GPU go through TF32, as torch's default has it for convolutions alone."""
-    if device.type != "cuda":
-        yield
-        return
-    # one interface only: torch refuses to read the precision through one after it was set through the other
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

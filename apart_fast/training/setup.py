@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from apart_fast.device import has_bfloat16, pick_device
+from apart_fast.device import pick_device
 from apart_fast.errors import UserError
 from apart_fast.loaders import Dataset, Loader, Split, fingerprint, make_loader, subset, take_validation
 from apart_fast.models import build_model
 from apart_fast.models.channels_last import any_layout
+from apart_fast.precision import has_bfloat16
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.step.apart import Apart
