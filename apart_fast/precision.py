@@ -3,12 +3,13 @@
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 # through this interface alone: torch refuses to read a precision by its older one after it was set by this one
-_PARTS = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+_backends: Any = torch.backends
+_PARTS = (_backends.cudnn.conv, _backends.cudnn.rnn, _backends.cuda.matmul)
 
 
 @contextmanager
