@@ -12,7 +12,7 @@ from apart_fast.runs.reading import Run
 _IDLE = {
     *MOVABLE,
     *("seed", "recipe", "omega_device"),
-    *("loader", "ffcv", "compile", "graph", "threads", "log_every", "profile", "out", "resume"),
+    *("loader", "ffcv", "compile", "graph", "deterministic", "threads", "log_every", "profile", "out", "resume"),
     *("eval_eps", "val_every", "probe_images", "test", "test_images", "checkpoint_every", "keep_weights"),
 }
 

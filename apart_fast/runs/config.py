@@ -59,7 +59,8 @@ class TrainConfig:
     loader: LoaderName | None = None
     """Where batches come from. None: resident (all images on the device as uint8)."""
     workers: int | None = None
-    """Workers of the ffcv and dataloader loaders. None: one for each core (ffcv), or none (dataloader)."""
+    """Workers of the ffcv and dataloader loaders. None: one for each core, at most 8 (ffcv), or none
+    (dataloader)."""
 
     # ---- model
     model: str = "preact_resnet18"
@@ -109,6 +110,9 @@ class TrainConfig:
     compiler, and made steps slower in our measurements."""
     graph: bool | None = None
     """Replay each step as one CUDA graph. None: on a GPU."""
+    deterministic: bool = False
+    """Repeatable bits on a GPU: no search for the quickest convolutions, deterministic algorithms where torch has them.
+    Slower. On a CPU it changes nothing: its runs are repeatable anyway."""
     device: str | None = None
     """cuda, cuda:1, cpu, ... None: a GPU if there is one."""
     threads: int | None = None
@@ -139,8 +143,9 @@ class TrainConfig:
     resume: Path | None = None
     """Go on with the run in this folder, from its last checkpoint. Its settings hold; only --data-dir,
     --download, --device, --workers and --progress may differ (their default values count as not given)."""
-    checkpoint_every: int = 1
-    """Epochs between checkpoints of the whole state (also written on SIGTERM and Ctrl-C)."""
+    checkpoint_every: int | None = None
+    """Epochs between checkpoints of the whole state. None: by time, so that they take at most about 2 % of the
+    training: after an epoch, and in a long one every two minutes. Also written at the end, on SIGTERM and Ctrl-C."""
     keep_weights: int = 0
     """Keep the weights of every so many epochs as weights/epoch-0007.pt, for `apart-fast analyze`. 0: none."""
 

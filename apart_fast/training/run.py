@@ -10,6 +10,7 @@ from apart_fast.measure import profiling
 from apart_fast.runs import checkpoint
 from apart_fast.runs.begin import begin
 from apart_fast.runs.config import TrainConfig
+from apart_fast.training.algorithms import algorithms
 from apart_fast.training.trainer import Trainer
 
 
@@ -26,14 +27,16 @@ def train(config: TrainConfig) -> tuple[dict, Path]:
         state = checkpoint.load(folder.last)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    if pick_device(config.device).type == "cpu":
+    device = pick_device(config.device)
+    if device.type == "cpu":
         keep_freed_memory()
-    data = load_dataset(config.dataset, config.data_dir, download=config.download, progress=config.progress)
-    trainer = Trainer(config, folder, data, state)
-    state = None  # its omega would stay in memory
-    if not resumed:
-        folder.create(config)  # last: what cannot run leaves no folder
-    if config.profile:
-        profiling.run(trainer)
-        return {}, folder.path
-    return trainer.run(), folder.path
+    with algorithms(device, deterministic=config.deterministic):
+        data = load_dataset(config.dataset, config.data_dir, download=config.download, progress=config.progress)
+        trainer = Trainer(config, folder, data, state)
+        state = None  # its omega would stay in memory
+        if not resumed:
+            folder.create(config)  # last: what cannot run leaves no folder
+        if config.profile:
+            profiling.run(trainer)
+            return {}, folder.path
+        return trainer.run(), folder.path

@@ -184,7 +184,7 @@ class Trainer:
         config = self.config
         if config.keep_weights and epoch % config.keep_weights == 0:
             checkpoint.save(self.folder.weights(epoch), self.state.weights(self.parts.judged_model, epoch))
-        due = epoch % config.checkpoint_every == 0 or epoch == config.epochs
+        due = epoch % (config.checkpoint_every or 1) == 0 or epoch == config.epochs
         if due or self.signals.received is not None:
             self.state.save()
 
