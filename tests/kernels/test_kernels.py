@@ -12,41 +12,12 @@ from dataclasses import replace
 import pytest
 import torch
 from interpreting import check, needs_triton, print_failures, run_interpreted
-from problems import EPS, FLOATS, STORES, Problem, activation, compare
+from problems import compare
 
 from apart_fast import kernels
 from apart_fast.errors import UserError
 from apart_fast.kernels import KERNELS
-
-# batch, height, width, channels, padding: one tile and many, full and part tiles, odd and even
-SHAPES = ((1, 1, 1, 1, 0), (2, 5, 7, 3, 2), (3, 8, 6, 1, 4), (2, 32, 32, 3, 4), (1, 33, 31, 3, 1))
-
-
-def start_case(device, shape, kind):
-    p = Problem(*shape, store=kind if isinstance(kind, torch.dtype) else torch.float32, device=device)
-    start = {}
-    if kind == "noise":
-        start = {"noise": p.perturbation()}
-    elif kind != "plain":
-        start = dict(store=p.store, scale=p.scalar(1.7 * EPS), eps=EPS)
-    compare("start", p.images, p.crops, p.padding, **start)
-
-
-def learned_step_case(device, shape, dtype, d0, alpha):
-    p = Problem(*shape, device=device)
-    x = kernels.start(p.images, p.crops, p.padding)[0]
-    g = p.gradient(dtype)
-    g.flatten()[::5] = math.nan
-    compare("learned_step", x, p.perturbation(EPS) if d0 else None, g, p.scalar(alpha), EPS)
-
-
-def update_omega_case(device, shape, store, dtype):
-    p = Problem(*shape, store=store, device=device)
-    code = torch.tensor([-1, 0, 1, 3, 4, 5], dtype=torch.int8, device=device)[
-        torch.from_numpy(p.rng.integers(0, 6, p.shape)).to(device)
-    ]
-    sizes = dict(alpha=p.scalar(0.004), alpha_omega=p.scalar(1.3 * EPS), eps=EPS)
-    compare("update_omega", p.gradient(dtype), code, p.store, p.crops, padding=p.padding, **sizes, exact=False)
+from apart_fast.kernels.problems import CALLS, EPS, Call, Problem, example_arguments
 
 
 def update_omega_nan_case(device):
@@ -56,37 +27,7 @@ def update_omega_nan_case(device):
     g[0] = math.nan
     code = torch.full(p.shape, 4, dtype=torch.int8, device=device)
     sizes = dict(alpha=p.scalar(0.004), alpha_omega=p.scalar(EPS), eps=EPS)
-    compare("update_omega", g, code, p.store, p.crops, padding=p.padding, **sizes, exact=False)
-
-
-POINT_SHAPES = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 64, 8, 8), (3, 17, 9, 11))
-
-
-def capture_sign_case(device, shape, dtype, layout):
-    g, _ = activation(device, shape, dtype, layout, False)
-    g[..., ::3] = math.nan
-    g[..., 1::3] *= -1
-    compare("capture_sign", g)
-
-
-def add_sign_case(device, shape, dtype, layout):
-    # the interpreter truncates to bfloat16 where a GPU rounds: there, use sums that bfloat16 holds exactly
-    exact_in_bfloat16 = dtype == torch.bfloat16 and device == "cpu"
-    a, s = activation(device, shape, dtype, layout, exact_in_bfloat16)
-    alpha = torch.tensor(0.25 if exact_in_bfloat16 else 0.0123, device=device)
-    compare("add_sign", a, s, alpha)
-
-
-def sign_dot_case(device, shape, dtype, layout):
-    compare("sign_dot", *activation(device, shape, dtype, layout, False), exact=False)
-
-
-def projected_step_case(device, shape, dtype, bound):
-    p = Problem(*shape, device=device)
-    x = kernels.start(p.images, p.crops, p.padding)[0]
-    g = p.gradient(dtype)
-    g.flatten()[::5] = math.nan
-    compare("projected_step", x, (x + p.perturbation()).clamp(0, 1), g, 2 / 255, bound)
+    compare(Call("update_omega", (g, code, p.store, p.crops), dict(padding=p.padding, **sizes), exact=False))
 
 
 def far_case(device):
@@ -110,30 +51,21 @@ def far_case(device):
     assert torch.equal(store[indices], p.store[:2])
 
 
+def example_case(device, kernel, *args):
+    compare(CALLS[kernel](device, *args))
+
+
 def _cases():
-    """(function, arguments) of every comparison; pairs of choices rather than all combinations."""
-    for i, shape in enumerate(SHAPES):
-        for kind in ("plain", "noise", *STORES):
-            yield start_case, (shape, kind)
-        for k, dtype in enumerate(FLOATS):
-            yield learned_step_case, (shape, dtype, (i + k) % 2 == 0, EPS if k == 0 else 0.6 * EPS)
-            yield update_omega_case, (shape, STORES[k], FLOATS[(i + k) % 3])
-            yield projected_step_case, (shape, dtype, (EPS, math.inf)[(i + k) % 2])
-    for i, shape in enumerate(POINT_SHAPES):
-        for k, dtype in enumerate(FLOATS):
-            layout = ("contiguous", "channels_last", "gaps")[(i + k) % 3]
-            for case in (capture_sign_case, add_sign_case, sign_dot_case):
-                yield case, (shape, dtype, layout)
-    yield update_omega_nan_case, ()
-    yield far_case, ()
+    """(name, function, arguments) of every comparison."""
+    for kernel, args in example_arguments():
+        if not kernel.startswith("relu"):  # test_kernels_relu.py has those
+            words = [str(a).replace("torch.", "").replace(", ", "x").strip("()") for a in args]
+            yield " ".join([kernel, *words]), example_case, (kernel, *args)
+    yield "update_omega nan", update_omega_nan_case, ()
+    yield "far", far_case, ()
 
 
-def _name(case, args):
-    words = [str(a).replace("torch.", "").replace(", ", "x").strip("()") for a in args]
-    return " ".join([case.__name__.removesuffix("_case"), *words])
-
-
-CASES = {_name(case, args): (case, args) for case, args in _cases()}
+CASES = {name: (case, args) for name, case, args in _cases()}
 
 
 @pytest.fixture(scope="module")

@@ -14,68 +14,43 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreting import check, needs_triton, print_failures, run_interpreted
-from problems import FLOATS, compare, laid_out
+from problems import compare
 from torch import nn
 
 from apart_fast import Apart, UserError, build_model, kernels
 from apart_fast.kernels import point
 from apart_fast.kernels.layout import dense, same_layout
+from apart_fast.kernels.problems import CALLS, FLOATS, LAYOUTS, example_arguments, relu_tensors
 from apart_fast.models import default_points
 from apart_fast.models.folding import fold
 from apart_fast.models.modes import frozen
 from apart_fast.step.points import BlockPoints, PointReLU
 
-LAYOUTS = ("contiguous", "channels_last", "gaps")
-EDGES = (0.0, -0.0, math.nan, math.inf, -math.inf)
 SHAPE = (12, 12, 3)
-
-
-def tensors(shape, dtype, layouts, device="cpu", edges=True, seed=0):
-    """grad, z and s, each in its layout. Values are multiples of 1/8, so that bfloat16 holds z + 0.25 exactly (the
-    interpreter truncates to bfloat16 where a GPU rounds); every fourth is one of EDGES, in all pairs."""
-    generator = torch.Generator().manual_seed(seed)
-    grad, z = (torch.randint(-16, 17, shape, generator=generator) / 8 for _ in range(2))
-    if edges:
-        pairs = torch.tensor([(g, v) for g in (*EDGES, 1.0) for v in (*EDGES, 1.0, -1.0)])
-        n = grad.flatten()[::4].numel()
-        grad.flatten()[::4], z.flatten()[::4] = pairs.repeat(n, 1)[:n].T
-    s = torch.randint(-1, 2, shape, generator=generator, dtype=torch.int8)
-    values = (grad.to(device, dtype), z.to(device, dtype), s.to(device))
-    return [laid_out(t, layout) for t, layout in zip(values, layouts, strict=True)]
 
 
 # --- every Triton kernel against its twin
 
-SHAPES = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 64, 8, 8), (3, 17, 9, 11))
-MIXES = (*((layout,) * 3 for layout in LAYOUTS), ("contiguous", "channels_last", "gaps"), tuple(LAYOUTS[::-1]))
+
+def example_case(device, kernel, *args):
+    compare(CALLS[kernel](device, *args))
 
 
-def relu_capture_sign_case(device, shape, dtype, layouts):
-    grad, z, _ = tensors(shape, dtype, layouts, device)
-    compare("relu_capture_sign", grad, z)
+def edges_case(device, *args):
+    compare(CALLS["relu_sign_dot"](device, *args, edges=True))
 
 
-def relu_add_sign_case(device, shape, dtype, layouts):
-    _, z, s = tensors(shape, dtype, layouts, device)
-    compare("relu_add_sign", z, s, torch.tensor(0.25, device=device))
+def _cases():
+    for kernel, args in example_arguments():
+        if kernel.startswith("relu"):
+            shape, dtype, layouts = args
+            name = f"{kernel} {'x'.join(map(str, shape))} {str(dtype)[6:]} {' '.join(layouts)}"
+            yield name, example_case, (kernel, shape, dtype, layouts)
+            if kernel == "relu_sign_dot":
+                yield f"{name} edges", edges_case, (shape, dtype, layouts)
 
 
-def relu_sign_dot_case(device, shape, dtype, layouts):
-    # sums of multiples of 1/8 are exact; with the edges they are NaN on both sides
-    compare("relu_sign_dot", *tensors(shape, dtype, layouts, device, edges=False))
-    compare("relu_sign_dot", *tensors(shape, dtype, layouts, device))
-
-
-CASES = {
-    f"{case.__name__.removesuffix('_case')} {'x'.join(map(str, shape))} {str(dtype)[6:]} {' '.join(layouts)}": (
-        case,
-        (shape, dtype, layouts),
-    )
-    for case in (relu_capture_sign_case, relu_add_sign_case, relu_sign_dot_case)
-    for i, shape in enumerate(SHAPES)
-    for k, dtype in enumerate(FLOATS)
-    for layouts in (MIXES[(i + k) % 5], MIXES[(i + k + 3) % 5])
-}
+CASES = {name: (case, args) for name, case, args in _cases()}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +76,7 @@ def test_triton_kernel_equals_twin(name, request):
     st.integers(0, 99),
 )
 def test_twins_equal_relu_and_its_autograd(shape, dtype, layouts, chunk, seed):
-    grad, z, s = tensors(shape, dtype, layouts, seed=seed)
+    grad, z, s = relu_tensors(shape, dtype, layouts, seed=seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     alpha = torch.tensor(0.0123, dtype=wide)
     same = dict(rtol=0, atol=0, equal_nan=True)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import EPS, FLOATS, STORES, Problem, activation
 
 from apart_fast import kernels
 from apart_fast.kernels import codec, point
+from apart_fast.kernels.problems import EPS, FLOATS, STORES, Problem, activation
 
 
 def naive_crop(padded, offset, flip, height, width):
