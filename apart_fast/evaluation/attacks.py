@@ -16,6 +16,7 @@ from apart_fast.models.channels_last import any_layout
 from apart_fast.models.modes import frozen
 
 _GRAPH_FROM = 40  # batches: for fewer a capture (a few batches' time) does not pay
+_ROUNDED = 8  # images: a captured step has room for a multiple, so that it need not be captured again for one more
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
@@ -171,6 +172,7 @@ def search(
     seeds: Tensor | None,
     batch_size: int,
     progress: Callable[[int], object] = lambda done: None,
+    kept: "KeptSteps | None" = None,
 ) -> tuple[Tensor, Tensor]:
     """The search of `pgd` for all of the images, which the model is expected to get right.
 
@@ -181,6 +183,7 @@ def search(
         seeds: int64 [N] on the CPU, for random starts; None: start from the images.
         progress: called with the number of gradient steps that were taken or are no longer needed, in all
             N * steps * restarts.
+        kept: CUDA graphs of earlier searches of this model, to be taken again; None: none is kept.
 
     The other arguments are those of `pgd`. Returns the points found, like `images` (the first one that fools, else the
     last one), and bool [N]: fooled on the way. The very last points are not judged: the caller has to.
@@ -191,7 +194,7 @@ def search(
         return found, torch.zeros_like(labels, dtype=torch.bool)
     batches = -(-len(images) // batch_size) * steps * restarts
     with frozen(model):
-        advance = _make_step(model, images, min(batch_size, len(images)), batches, step, eps)
+        advance = (kept or KeptSteps()).get(model, images, batch_size, batches, step, eps)
         for restart in range(restarts):
             if seeds is not None:
                 noise = _noise(seeds[standing.cpu()], restart, images.shape[1:], eps)
@@ -261,6 +264,40 @@ class _GraphedStep:
         self._replay()
         fooled.copy_(self._buffers[3][:n])
         return self._moved[:n]  # read before the next replay
+
+
+class KeptSteps:
+    """Steps of PGD against one model, from search to search: what is captured once is replayed from then on.
+
+    The model's parameters must stay where they are; their values may change.
+
+    Args:
+        searches: how many searches like the next one are to be expected, about.
+
+    Attributes:
+        room: images that a captured step has room for, at least, where the batch size allows it.
+    """
+
+    def __init__(self, searches: int = 1):
+        self._searches, self.room = searches, 0
+        self._batches = 0  # so far
+        self._graphs: dict[tuple, tuple[int, _GraphedStep]] = {}
+
+    def get(
+        self, model: nn.Module, images: Tensor, batch_size: int, batches: int, step: float, eps: float
+    ) -> "_Step | _GraphedStep":
+        """A step for batches of `images` (at most `batch_size`); `batches`: how many the search has at most."""
+        key = (step, eps, images.shape[1:], images.device)
+        size, graph = self._graphs.get(key, (0, None))
+        least = min(batch_size, len(images))
+        if graph is not None and size >= least:
+            return graph
+        self._batches += batches
+        size = min(batch_size, -(-max(least, self.room) // _ROUNDED) * _ROUNDED)
+        made = _make_step(model, images, size, max(self._batches, batches * self._searches), step, eps)
+        if isinstance(made, _GraphedStep):
+            self._graphs[key] = size, made  # a smaller one goes
+        return made
 
 
 def _make_step(

@@ -18,7 +18,7 @@ from apart_fast.errors import UserError
 from apart_fast.evaluation import attacks as _attacks
 from apart_fast.evaluation.autoattack import autoattack
 from apart_fast.models.channels_last import any_layout
-from apart_fast.models.folding import fold
+from apart_fast.models.folding import Folded
 from apart_fast.models.modes import evaluating
 from apart_fast.precision import float32_as
 from apart_fast.units import parse_eps
@@ -88,6 +88,7 @@ class _Job:
     amp: torch.dtype | None
     num_classes: int
     progress: bool
+    attacked: "_Attacked"
 
     def load(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """float32 NHWC images in [0, 1] and labels, on the device."""
@@ -114,7 +115,29 @@ class _Job:
     def folded(self) -> nn.Module:
         """What the gradient attacks attack: the same function as the model within rounding, for less."""
         sample, _ = self.load(slice(0, 2))
-        return fold(self.model, sample.permute(0, 3, 1, 2), self.amp)
+        return self.attacked.folded_like(self.model, sample.permute(0, 3, 1, 2), self.amp)
+
+
+class _Attacked:
+    """What gradient attacks on one network need and the next evaluation can take again.
+
+    Attributes:
+        steps: captured steps against the folded copy.
+        exact_steps: against the network itself, for the few images of which only its own precision can tell.
+    """
+
+    def __init__(self, calls: int):
+        self.steps = _attacks.KeptSteps(calls)
+        self.exact_steps = _attacks.KeptSteps(calls)
+        self._folded: Folded | None = None
+
+    def folded_like(self, network: nn.Module, sample: Tensor, amp: torch.dtype | None) -> nn.Module:
+        """The folded copy, with the weights that the network has now."""
+        if self._folded is None:
+            self._folded = Folded(network, sample, amp)
+        else:
+            self._folded.refresh()
+        return self._folded.network
 
 
 def _clean(job: _Job) -> int:
@@ -134,14 +157,18 @@ def _gradient_attack(job: _Job, name: str, *, steps: int, step: float, restarts:
             # without its cache: cast weights in it would be freed before a graph that reads them
             autocast = torch.autocast(job.device.type, job.amp, cache_enabled=False) if job.amp else nullcontext()
             with autocast:
-                found, fooled = _attacks.search(job.folded, images, labels, seeds=mine, progress=bar.update, **settings)
+                found, fooled = _attacks.search(
+                    job.folded, images, labels, seeds=mine, progress=bar.update, kept=job.attacked.steps, **settings
+                )
             stands = _attacks.correct(job.model, found, labels, job.batch_size)
             # the search stopped early where only its rounding was fooled: those are searched without it
             doubtful = (stands & fooled).nonzero().squeeze(1)
             if len(doubtful):
                 images, labels = images[doubtful], labels[doubtful]
                 mine = None if mine is None else mine[doubtful.cpu()]
-                found, _ = _attacks.search(job.model, images, labels, seeds=mine, **settings)
+                found, _ = _attacks.search(
+                    job.model, images, labels, seeds=mine, kept=job.attacked.exact_steps, **settings
+                )
                 stands[doubtful] = _attacks.correct(job.model, found, labels, job.batch_size)
             correct += int(stands.sum())
     return correct
@@ -267,41 +294,103 @@ def evaluate(
     Raises:
         UserError: an argument does not fit, an unknown attack, or pyautoattack is not installed.
     """
-    radius = parse_eps(eps)
-    jobs = {name: parse_attack(name) for name in attacks}
-    _check(images, labels, batch_size, restarts, amp)
-    parameter = next(model.parameters(), None)
-    if device is None:
-        device = torch.device("cpu") if parameter is None else parameter.device
-    device = torch.device(device)
-    model.to(device)
-    labels = labels.long()
-    results = {}
-    with evaluating(model), reproducible():
-        sample = images[:2].to(device).float().div(255)
-        network = any_layout(model, sample.permute(0, 3, 1, 2))
-        with torch.no_grad():
-            num_classes = _attacks.predict(network, sample).shape[1]
-        low, high = labels.aminmax()
-        if low < 0 or high >= num_classes:
-            raise UserError(f"labels go from {int(low)} to {int(high)} but the model has {num_classes} classes")
-        job = _Job(
-            network, images, labels, radius, batch_size, restarts, seed, device, amp, num_classes, progress=progress
-        )
-        for name, run in jobs.items():
-            start = time.perf_counter()
-            correct = run(job)
-            seconds = time.perf_counter() - start
-            n = len(images)
-            results[name] = AttackResult(correct / n, correct, n, *wilson(correct, n), seconds)
-    return Report(
-        n=len(images),
-        eps=radius,
-        restarts=restarts,
-        seed=seed,
-        batch_size=batch_size,
-        amp=None if amp is None else str(amp).removeprefix("torch."),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        torch=torch.__version__,
-        attacks=results,
+    evaluator = Evaluator(
+        model, eps=eps, batch_size=batch_size, restarts=restarts, seed=seed, device=device, amp=amp, calls=1
     )
+    return evaluator(images, labels, attacks, progress=progress)
+
+
+class Evaluator:
+    """`evaluate` for one model again and again, as a training does it: the same numbers, and what the model's weights
+    do not change is made once. That is the folded copy, into which the weights of the moment are written at each call,
+    and on a GPU the CUDA graphs of the attacks, with their memory (activations of one batch).
+
+    Args:
+        calls: about how many calls there will be: a graph is captured where it pays by then.
+
+    The other arguments are those of `evaluate`. The model may change its weights between calls, not its layers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        eps: str | float,
+        batch_size: int,
+        restarts: int = 1,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        amp: torch.dtype | None = None,
+        calls: int = 1,
+    ):
+        self._model, self._eps = model, parse_eps(eps)
+        self._batch_size, self._restarts, self._seed, self._amp = batch_size, restarts, seed, amp
+        self._device, self._calls = device, calls
+        self._place: list[int] = []  # where the weights lay when what is kept was made
+        self._network, self._num_classes, self._attacked = model, 0, _Attacked(calls)
+
+    def __call__(self, images: Tensor, labels: Tensor, attacks: Sequence[str], *, progress: bool = False) -> Report:
+        """See `evaluate`, which also says what is refused."""
+        jobs = {name: parse_attack(name) for name in attacks}
+        _check(images, labels, self._batch_size, self._restarts, self._amp)
+        parameter = next(self._model.parameters(), None)
+        device = self._device
+        if device is None:
+            device = torch.device("cpu") if parameter is None else parameter.device
+        device = torch.device(device)
+        self._model.to(device)
+        labels = labels.long()
+        results = {}
+        with evaluating(self._model), reproducible():
+            self._prepare(images, device)
+            low, high = labels.aminmax()
+            if low < 0 or high >= self._num_classes:
+                raise UserError(
+                    f"labels go from {int(low)} to {int(high)} but the model has {self._num_classes} classes"
+                )
+            if self._calls > 1:  # how many of them are right, and so attacked, changes from call to call
+                self._attacked.steps.room = len(images)
+            job = _Job(
+                model=self._network,
+                images=images,
+                labels=labels,
+                eps=self._eps,
+                batch_size=self._batch_size,
+                restarts=self._restarts,
+                seed=self._seed,
+                device=device,
+                amp=self._amp,
+                num_classes=self._num_classes,
+                progress=progress,
+                attacked=self._attacked,
+            )
+            for name, run in jobs.items():
+                start = time.perf_counter()
+                correct = run(job)
+                seconds = time.perf_counter() - start
+                n = len(images)
+                results[name] = AttackResult(correct / n, correct, n, *wilson(correct, n), seconds)
+        return Report(
+            n=len(images),
+            eps=self._eps,
+            restarts=self._restarts,
+            seed=self._seed,
+            batch_size=self._batch_size,
+            amp=None if self._amp is None else str(self._amp).removeprefix("torch."),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            torch=torch.__version__,
+            attacks=results,
+        )
+
+    def _prepare(self, images: Tensor, device: torch.device) -> None:
+        """Look at the network, unless that was done for it as it lies there."""
+        place = [t.data_ptr() for t in (*self._model.parameters(), *self._model.buffers())]
+        if self._num_classes and place == self._place:
+            return
+        sample = images[:2].to(device).float().div(255)
+        self._network = any_layout(self._model, sample.permute(0, 3, 1, 2))
+        with torch.no_grad():
+            self._num_classes = _attacks.predict(self._network, sample).shape[1]
+        self._attacked = _Attacked(self._calls)  # a graph of before would read memory given back
+        # once more: a network that takes no channels-last pixels was laid out anew
+        self._place = [t.data_ptr() for t in (*self._model.parameters(), *self._model.buffers())]

@@ -32,6 +32,11 @@ class ChannelAffine(nn.Module):
         self.register_buffer("scale", scale[:, None, None])
         self.register_buffer("shift", shift[:, None, None])
 
+    def take(self, norm: nn.BatchNorm2d) -> None:
+        """Become that of `norm`, in place."""
+        for mine, value in zip((self.scale, self.shift), _scale_and_shift(norm), strict=True):
+            mine.copy_(value[:, None, None])
+
     def forward(self, x: Tensor) -> Tensor:
         # in x's dtype, else half precision would be promoted
         return torch.addcmul(self.shift.to(x.dtype), x, self.scale.to(x.dtype))
@@ -53,25 +58,64 @@ def fold(model: nn.Module, sample: Tensor, amp: torch.dtype | None = None) -> nn
         the copy; without folding if that changed the logits by more than rounding; or, if it cannot be copied,
         `model` itself.
     """
-    try:
-        folded = copy.deepcopy(model).eval().requires_grad_(False)
-    except (RuntimeError, TypeError):  # a tensor inside that is no leaf, a lock, a file, ...
-        return model
-    with torch.autocast(sample.device.type, enabled=False):  # half precision could not tell a wrong fold
-        logits, pairs = _watch(folded, sample)
-        _fold(folded, pairs)
-        agrees = _agree(folded, sample, logits)
-    if not agrees:
-        folded = copy.deepcopy(model).eval().requires_grad_(False)
-    if not isinstance(model, PlainLayout):
-        folded = folded.to(memory_format=torch.channels_last)
-    if amp is not None:
-        keep_stem_precise(folded, sample)
-        stem = find_stem(folded, sample)
-        for module in folded.modules():
-            if type(module) in (nn.Conv2d, nn.Linear, ChannelAffine) and module is not stem:
-                module.to(amp)
-    return folded
+    return Folded(model, sample, amp).network
+
+
+class Folded:
+    """What `fold` makes (`network`), to be kept: `refresh` takes the weights over that the model has by then.
+
+    The arguments are those of `fold`.
+    """
+
+    def __init__(self, model: nn.Module, sample: Tensor, amp: torch.dtype | None = None):
+        self._model = self.network = model
+        self._pairs: dict[str, str] = {}  # BatchNorm -> the convolution that it was folded into
+        try:
+            folded = copy.deepcopy(model).eval().requires_grad_(False)
+        except (RuntimeError, TypeError):  # a tensor inside that is no leaf, a lock, a file, ...
+            return
+        with torch.autocast(sample.device.type, enabled=False):  # half precision could not tell a wrong fold
+            logits, pairs = _watch(folded, sample)
+            names = {module: name for name, module in folded.named_modules()}
+            self._pairs = {names[norm]: names[conv] for norm, conv in pairs.items()}
+            _fold(folded, pairs)
+            agrees = _agree(folded, sample, logits)
+        if not agrees:
+            folded, self._pairs = copy.deepcopy(model).eval().requires_grad_(False), {}
+        if not isinstance(model, PlainLayout):
+            folded = folded.to(memory_format=torch.channels_last)
+        if amp is not None:
+            keep_stem_precise(folded, sample)
+            stem = find_stem(folded, sample)
+            for module in folded.modules():
+                if type(module) in (nn.Conv2d, nn.Linear, ChannelAffine) and module is not stem:
+                    module.to(amp)
+        self.network = folded
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Give `network` the model's weights and statistics as they are now: the same bits that `fold` would give it.
+
+        In place, so that a CUDA graph of it sees them; nothing waits for the device. The model must be the one it was:
+        the same layers, with the same hooks.
+        """
+        if self.network is self._model:
+            return
+        theirs = dict(self._model.named_modules())
+        convolutions = {conv: norm for norm, conv in self._pairs.items()}
+        for name, module in self.network.named_modules():
+            source: Any = theirs[name]
+            if name in convolutions:
+                weight, bias = _into_conv(source, theirs[convolutions[name]])
+                module.get_parameter("weight").copy_(weight)
+                module.get_parameter("bias").copy_(bias)
+            elif isinstance(module, ChannelAffine):
+                module.take(source)
+            elif name not in self._pairs:  # of these nothing is left but an identity
+                for mine, other in ((module._parameters, source._parameters), (module._buffers, source._buffers)):
+                    for key, value in mine.items():
+                        if value is not None:
+                            value.copy_(other[key])
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -80,6 +124,13 @@ def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     scale = scale if norm.weight is None else scale * norm.weight.detach()
     shift = -norm.running_mean * scale
     return scale, shift if norm.bias is None else shift + norm.bias.detach()
+
+
+def _into_conv(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of `conv` with `norm` behind it in them."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    scale, shift = _scale_and_shift(norm)
+    return conv.weight * scale[:, None, None, None], shift if conv.bias is None else shift + scale * conv.bias
 
 
 def _watch(model: nn.Module, sample: Tensor) -> tuple[Tensor, dict[nn.Module, nn.Conv2d]]:
@@ -145,9 +196,8 @@ def _fold(model: nn.Module, pairs: dict[nn.Module, nn.Conv2d]) -> None:
             if conv is None:
                 model.set_submodule(name, ChannelAffine(norm))
                 continue
-            scale, shift = _scale_and_shift(norm)
-            bias = shift if conv.bias is None else shift + scale * conv.bias
-            conv.weight = nn.Parameter(conv.weight * scale[:, None, None, None], requires_grad=False)
+            weight, bias = _into_conv(conv, norm)
+            conv.weight = nn.Parameter(weight, requires_grad=False)
             conv.bias = nn.Parameter(bias, requires_grad=False)
             model.set_submodule(name, nn.Identity())
     model.eval()  # the new layers too

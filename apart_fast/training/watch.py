@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from tqdm import tqdm
 
-from apart_fast.evaluation.judge import Report, evaluate
+from apart_fast.evaluation.judge import Evaluator, Report
 from apart_fast.loaders import Split
 from apart_fast.runs.config import TrainConfig
 from apart_fast.training.execution import plain_model
@@ -44,29 +44,35 @@ class CollapseWatch:
 
 
 class Judge:
-    """Accuracy of a run's weights (averaged, where there are any) as its settings want it."""
+    """Accuracy of a run's weights (averaged, where there are any) as its settings want it.
+
+    What the weights do not change is made once for all epochs (see `Evaluator`). Batches are no larger than in
+    training, so that what fits there fits here.
+    """
 
     def __init__(self, config: TrainConfig, parts: Parts, compiled: bool):
         self._config, self._parts, self._compiled = config, parts, compiled
+        self._evaluator: Evaluator | None = None
+        self._amp: torch.dtype | None = None  # of the evaluator
         self.eps = parse_eps(config.eval_eps)
 
     def __call__(
         self, split: Split, attacks: tuple[str, ...], amp: torch.dtype | None, progress: bool = False
     ) -> Report:
         """Judge on `split`; `amp`: of the search for adversarial images; `progress`: with a bar."""
-        with plain_model(self._compiled):
-            return evaluate(
+        if self._evaluator is None or amp != self._amp:
+            self._evaluator, self._amp = None, amp  # the memory of its graphs first
+            self._evaluator = Evaluator(
                 self._parts.judged_model,
-                split.images,
-                split.labels,
                 eps=self.eps,
-                attacks=attacks,
                 batch_size=max(self._config.batch_size, 128),
                 seed=self._config.seed,
                 device=self._parts.device,
                 amp=amp,
-                progress=progress and self._config.progress,
+                calls=self._config.epochs,
             )
+        with plain_model(self._compiled):
+            return self._evaluator(split.images, split.labels, attacks, progress=progress and self._config.progress)
 
 
 class Best(Protocol):

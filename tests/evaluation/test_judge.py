@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from apart_fast.errors import UserError
-from apart_fast.evaluation import attacks
-from apart_fast.evaluation.judge import describe, evaluate, parse_attack, wilson
+from apart_fast.evaluation import attacks, judge
+from apart_fast.evaluation.judge import Evaluator, describe, evaluate, parse_attack, wilson
 from apart_fast.models import build_model
 from tests.evaluation.networks import EPS, Bumpy, Linear, Reshaping, data, worst_case
 
@@ -98,6 +98,104 @@ def test_evaluate_attacks_a_folded_copy(monkeypatch, amp):
     assert len(folded) == 2
     assert folded[0] is folded[1]  # folded once
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded[0].modules())
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Captures are stand-ins that compute anew at each replay; counted are they, the folded copies and the looks."""
+    counts = {"captures": [], "folds": 0, "looks": 0, "replays": 0}
+
+    def capture(function, *, stream):
+        result = function()
+        counts["captures"].append(len(result))
+
+        def replay():
+            counts["replays"] += 1
+            result.copy_(function())
+
+        return replay, result
+
+    def make(model, images, size, batches, step, eps):
+        plain = attacks._Step(model, step, eps)
+        return plain if batches < attacks._GRAPH_FROM else attacks._GraphedStep(plain, images, size)
+
+    def count(name, module, attribute):
+        real = getattr(module, attribute)
+
+        def counting(*args, **kwargs):
+            counts[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, attribute, counting)
+
+    fakes = {"capture": capture, "_capture_stream": lambda device: None, "_make_step": make}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(attacks, name, fake)
+    count("folds", judge, "Folded")
+    count("looks", judge, "any_layout")
+    return counts
+
+
+def change(model, by):
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.mul_(1 + by * torch.rand(value.shape, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_an_evaluator_makes_once_what_weights_do_not_change(counted, amp):
+    torch.manual_seed(0)
+    model = build_model("preact_resnet18", 2, width=0.0625).eval()
+    images, labels = data(24)
+    settings = dict(eps="2/255", batch_size=16, amp=amp)
+    evaluator, found, wanted = Evaluator(model, calls=5, **settings), [], []
+    for epoch in range(5):
+        change(model, 0.2)
+        with torch.no_grad():  # other images are right each time
+            labels = model(images.permute(0, 3, 1, 2) / 255).argmax(1)
+            labels[: 3 * epoch] = 1 - labels[: 3 * epoch]
+        found.append(evaluator(images, labels, ("clean", "pgd-10")).attacks)
+        found.append(evaluator(images[:8], labels[:8], ("pgd-20",)).attacks)  # the same step of eps / 4
+    assert (counted["folds"], counted["looks"]) == (1, 1)
+    assert counted["captures"][:1] == [16] and len(counted["captures"]) <= 2  # and one for what only float32 can tell
+    assert counted["replays"] > 50
+
+    model.load_state_dict(build_model("preact_resnet18", 2, width=0.0625).state_dict())
+    torch.manual_seed(0)
+    model = build_model("preact_resnet18", 2, width=0.0625).eval()
+    for epoch in range(5):
+        change(model, 0.2)
+        with torch.no_grad():
+            labels = model(images.permute(0, 3, 1, 2) / 255).argmax(1)
+            labels[: 3 * epoch] = 1 - labels[: 3 * epoch]
+        wanted.append(evaluate(model, images, labels, attacks=("clean", "pgd-10"), progress=False, **settings).attacks)
+        wanted.append(evaluate(model, images[:8], labels[:8], attacks=("pgd-20",), progress=False, **settings).attacks)
+    assert counted["folds"] == 11
+    assert [{k: r.correct for k, r in a.items()} for a in found] == [
+        {k: r.correct for k, r in a.items()} for a in wanted
+    ]
+    assert len({a["pgd-10"].correct for a in found[::2]}) > 1
+
+
+def test_one_evaluation_captures_where_it_pays_and_once(counted):
+    images, labels = data(40)
+    settings = dict(batch_size=16, progress=False)
+    evaluate(Linear(), images, labels, attacks=("pgd-5",), **settings)
+    assert counted["captures"] == []  # 3 batches of 5 steps
+    evaluate(Linear(), images, labels, attacks=("pgd-20", "pgd-30"), **settings)
+    assert counted["captures"] == [16]
+
+
+def test_an_evaluator_looks_again_where_the_weights_lie_elsewhere(counted):
+    images, labels = data(20)
+    model = Linear()
+    evaluator = Evaluator(model, eps=EPS, batch_size=16, calls=9)
+    first = evaluator(images, labels, ("pgd-10",)).attacks["pgd-10"].correct
+    model.linear.weight.data = -model.linear.weight.data  # not in place: a graph would read the old ones
+    model.linear.bias.data = -model.linear.bias.data
+    assert evaluator(images, 1 - labels, ("pgd-10",)).attacks["pgd-10"].correct == first > 0
+    assert counted["folds"] == counted["looks"] == len(counted["captures"]) == 2
 
 
 class FooledByAutocast(Bumpy):
