@@ -48,7 +48,7 @@ def _on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device,
 
 
 def _in_host_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _folder: Folder) -> Memory:
-    needed, available = _nbytes(shape, dtype), _available_bytes()
+    needed, available = _nbytes(shape, dtype), available_bytes()
     if needed > available:  # the system would promise it, and end the process when it is used
         raise UserError(
             f"omega needs {needed / 1e9:.1f} GB of host memory, and {available / 1e9:.1f} GB are free: "
@@ -97,7 +97,7 @@ def _map_file(folder: Path, size: int) -> mmap.mmap:
         raise UserError(f"cannot write {where} ({error.strerror}): choose a folder that can be written") from error
 
 
-def _available_bytes() -> float:
+def available_bytes() -> float:
     """Host memory that can still be had, as far as the system tells."""
     available = float("inf")
     try:

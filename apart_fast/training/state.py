@@ -1,6 +1,6 @@
-"""All that a run needs to go on as if nothing had happened: saved to last.pt, and restored from it."""
+"""All that a run needs to go on as if nothing had happened: kept in last.pt, and restored from it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
@@ -27,11 +27,14 @@ class Progress:
     best_epoch: int = 0
     best_by: str = ""
 
-    def pause(self, seconds: float, joules: float | None) -> None:
-        """Count what was done of an epoch that a stop cuts short."""
-        self.seconds += seconds
-        self.epoch_seconds += seconds
-        self.epoch_joules += joules or 0.0
+    def paused(self, seconds: float, joules: float | None) -> "Progress":
+        """The same with what was done of the epoch in hand counted, as a checkpoint in its middle says it."""
+        return replace(
+            self,
+            seconds=self.seconds + seconds,
+            epoch_seconds=self.epoch_seconds + seconds,
+            epoch_joules=self.epoch_joules + (joules or 0.0),
+        )
 
     def next_epoch(self, seconds: float) -> None:
         """Count the (rest of the) epoch that has ended."""
@@ -69,22 +72,23 @@ class TrainingState:
         """A checkpoint of the weights alone, after `epoch` (from 1)."""
         return {"kind": "weights", "model": model.state_dict(), **self._about, "epoch": epoch}
 
-    def save(self) -> None:
-        """Write the whole state to last.pt, whole or not at all.
+    def contents(self, progress: Progress | None = None) -> dict:
+        """The whole state as it is between two steps, for last.pt; its tensors are those that the next step changes.
 
-        Raises:
-            UserError: no space left, or no right to write.
+        Args:
+            progress: what it says of where the run stands; None: as it is.
         """
         parts, device = self._parts, self._parts.device
-        self._progress.note_peak(device)
-        state = {
-            **self.weights(parts.model, self._progress.epoch),
+        progress = progress or self._progress
+        progress.note_peak(device)
+        return {
+            **self.weights(parts.model, progress.epoch),
             "kind": "training",
             "average": None if parts.average is None else parts.average.model.state_dict(),
             "optimizer": parts.optimizer.velocities(),
             "apart": parts.apart.state_dict(),
             "scaler": None if parts.scaler is None else parts.scaler.state_dict(),
-            "progress": asdict(self._progress),
+            "progress": asdict(progress),
             "watch": asdict(self._collapse),
             "totals": self._totals.values,
             "threads": torch.get_num_threads(),
@@ -94,10 +98,17 @@ class TrainingState:
                 "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             },
         }
-        checkpoint.save(self._folder.last, state)
+
+    def save(self) -> None:
+        """Write the whole state to last.pt now, whole or not at all (`Keeper` does so beside the steps).
+
+        Raises:
+            UserError: no space left, or no right to write.
+        """
+        checkpoint.save(self._folder.last, self.contents())
 
     def restore(self, state: dict) -> None:
-        """Take over what `save` has written.
+        """Take over what `contents` gave.
 
         Raises:
             UserError: weights only, other training images, or another model or method.

@@ -9,7 +9,6 @@ import torch
 from apart_fast.errors import Stopped, UserError
 from apart_fast.loaders import Batch, Dataset
 from apart_fast.measure.energy import EnergyMeter
-from apart_fast.runs import checkpoint
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.step import spans
@@ -17,6 +16,7 @@ from apart_fast.step.spans import span
 from apart_fast.training.display import Display
 from apart_fast.training.execution import Execution, wants_graph
 from apart_fast.training.finish import finish
+from apart_fast.training.keep import Keeper
 from apart_fast.training.setup import build
 from apart_fast.training.signals import StopSignals
 from apart_fast.training.state import Progress, TrainingState
@@ -63,8 +63,9 @@ class Trainer:
             "method": parts.apart.method.name,
         }
         self.state = TrainingState(folder, about, parts, self.progress, self.collapse, self.totals)
+        self.keeper = Keeper(config, folder, parts, self.state)
         self.judge = Judge(config, parts, config.compile)
-        self.watch = EpochWatch(config, parts, self.judge, self.collapse, self.progress, self._save_best)
+        self.watch = EpochWatch(config, parts, self.judge, self.collapse, self.progress, self.keeper.best)
         self.energy = EnergyMeter(parts.device)
         self.signals = StopSignals()
         if state is not None:
@@ -77,7 +78,7 @@ class Trainer:
 
         Raises:
             UserError: the loss became NaN, or the disk is full.
-            Stopped: SIGTERM or Ctrl-C, after a checkpoint.
+            Stopped: SIGTERM or Ctrl-C, after a checkpoint was written.
         """
         config, progress = self.config, self.progress
         self.folder.forget_after(progress.epoch)
@@ -85,6 +86,7 @@ class Trainer:
             torch.cuda.reset_peak_memory_stats(self.device)  # a process may hold several runs, one after the other
         with ExitStack() as stack:
             stack.enter_context(self.signals)
+            stack.enter_context(self.keeper)
             stack.callback(self.loader.close)
             display = stack.enter_context(Display(config, self.folder, len(self.loader), self.global_step))
             while progress.epoch < config.epochs:
@@ -94,8 +96,10 @@ class Trainer:
                 self.totals.clear()
                 self.folder.append(record)
                 display.epoch(record, self.global_step)
-                self._save(record["epoch"])
-                self._stop_if_asked()
+                stopping = self.signals.received is not None  # a signal from now on ends the run in the next epoch
+                self.keeper.after_epoch(record["epoch"], stopping)
+                if stopping:
+                    self._stop()
         return finish(config, self.folder, self.parts, progress, self.collapse, self.judge, self.classes)
 
     @property
@@ -117,11 +121,12 @@ class Trainer:
                 progress.step += 1
                 if (sums := bar.step(progress.step, self.totals, self.apart)) is not None:
                     self._check_loss(sums[0])
-                if self.signals.received is not None and progress.step < steps:
-                    self._check_loss(self.totals.loss.item())  # a stop must not replace a good checkpoint by NaN
-                    progress.pause(time.perf_counter() - began, self.energy.read())
-                    self.state.save()
-                    self._stop_if_asked()
+                stopping = self.signals.received is not None
+                if progress.step < steps and (stopping or self.keeper.due_within_epoch()):
+                    self._check_loss(self.totals.loss.item())  # NaN must not replace a good checkpoint
+                    self.keeper.within_epoch(progress.paused(time.perf_counter() - began, self.energy.read()))
+                    if stopping:
+                        self._stop()
         sums = self.totals.values.tolist()  # waits for the device: once an epoch
         seconds = time.perf_counter() - began
         self._check_loss(sums[0])
@@ -177,20 +182,7 @@ class Trainer:
                 f"an earlier checkpoint in {self.folder.path} stays"
             )
 
-    # ---- what is kept
-
-    def _save(self, epoch: int) -> None:
-        """Write what is due after `epoch` (from 1)."""
-        config = self.config
-        if config.keep_weights and epoch % config.keep_weights == 0:
-            checkpoint.save(self.folder.weights(epoch), self.state.weights(self.parts.judged_model, epoch))
-        due = epoch % (config.checkpoint_every or 1) == 0 or epoch == config.epochs
-        if due or self.signals.received is not None:
-            self.state.save()
-
-    def _save_best(self, epoch: int) -> None:
-        checkpoint.save(self.folder.best, self.state.weights(self.parts.judged_model, epoch))
-
-    def _stop_if_asked(self) -> None:
-        if self.signals.received is not None:
-            raise Stopped(self.signals.received, self.folder.path)
+    def _stop(self) -> None:
+        assert self.signals.received is not None
+        self.keeper.wait()  # a run that could not be gone on with says so instead
+        raise Stopped(self.signals.received, self.folder.path)

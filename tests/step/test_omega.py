@@ -428,13 +428,13 @@ def test_bad_places_are_told(tmp_path, monkeypatch):
         Apart(tiny(), 6, SHAPE, omega_device="disk")
     with pytest.raises(UserError, match="unknown omega_device 'disc': choose one of device, host, disk"):
         Apart(tiny(), 6, SHAPE, omega_device="disc")
-    monkeypatch.setattr(places, "_available_bytes", lambda: 1000)
+    monkeypatch.setattr(places, "available_bytes", lambda: 1000)
     with pytest.raises(UserError, match="of host memory, and 0.0 GB are free: store it as int8, or on disk"):
         Apart(tiny(), 6, SHAPE, omega_device="host")
 
 
 def test_free_host_memory_is_known():
-    assert 2**26 < places._available_bytes() < float("inf")
+    assert 2**26 < places.available_bytes() < float("inf")
     assert type(make_memory("host", 2, SHAPE, 2, torch.int8, CPU)) is Memory  # nothing to stage on the CPU
 
 
