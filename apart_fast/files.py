@@ -2,9 +2,11 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ from apart_fast.errors import UserError
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errno of a disk, quota or file size limit that is used up
 
+_TEMPORARY = ".tmp"  # how names of files in writing end
 _NOT_THERE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
     *(errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG),
@@ -42,18 +45,23 @@ class _Undone(Exception):
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
 
-    On any exception the temporary file is removed and an existing `path` stays as it was.
+    On any exception the temporary file is removed and an existing `path` stays as it was. While it is written it is
+    locked, so that `remove_abandoned` can tell it from what a killed process has left.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = None
+    temporary = handle = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        while temporary is None:
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
+            if lock(handle, name):
+                temporary = Path(name)
+            else:  # taken for an abandoned one in the moment before it was locked
+                os.close(handle)
+                handle = None
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -69,6 +77,33 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def lock(handle: int, path: str | os.PathLike) -> bool:
+    """Lock the open file or folder `handle` until it is closed or the process ends; False: `path` is gone."""
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def remove_abandoned(folder: Path, pattern: str = f".*{_TEMPORARY}") -> None:
+    """Remove temporary files and folders of processes that were killed: those that nobody has locked."""
+    for left in folder.glob(pattern):
+        with suppress(OSError):  # in use; or no right to, or no locks here
+            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+            finally:
+                os.close(handle)
 
 
 @cache

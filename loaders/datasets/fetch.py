@@ -6,17 +6,26 @@ import socket
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from apart_fast.errors import UserError
+from apart_fast.files import lock
 from apart_fast.loaders.datasets.table import KnownSet
 
+FETCHING = ".fetching-"  # how names of folders begin into which something is fetched
 _TIMEOUT = 10.0  # seconds without an answer after which a download is given up
 
 
-def find(known: KnownSet, root: Path) -> Path | None:
-    """The folder that holds any of the files (a half of them is reported as damage, never completed in place)."""
-    for place in (root, *(root / p for p in known.places)):
+def find(known: KnownSet, root: Path, *, elsewhere: bool) -> Path | None:
+    """The folder that holds any of the files (a half of them is reported as damage, never completed in place).
+
+    Args:
+        elsewhere: look where the system keeps them, instead of in `root`.
+    """
+    places = [place for place in known.places if Path(place).is_absolute() == elsewhere]
+    for place in (root / p for p in (places if elsewhere else ["", *places])):
         if any((place / (file + ending)).exists() for file in known.files for ending in ("", ".gz")):
             return place
     return None
@@ -44,7 +53,7 @@ def fetch(name: str, known: KnownSet, root: Path, *, download: bool) -> None:
     timeout = socket.getdefaulttimeout()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=root) as temporary:
+        with tempfile.TemporaryDirectory(prefix=FETCHING, dir=root) as temporary, _locked(temporary):
             if archive:
                 extract_archive(str(archive), temporary)
             else:
@@ -66,6 +75,17 @@ def fetch(name: str, known: KnownSet, root: Path, *, download: bool) -> None:
         raise UserError(f"{name} is not in {root} and cannot be fetched ({reason(error)}): {advice}") from error
     finally:
         socket.setdefaulttimeout(timeout)
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Within: `remove_abandoned` leaves the folder alone."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
 
 
 def reason(error: BaseException) -> str:

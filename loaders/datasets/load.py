@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from apart_fast.errors import UserError
-from apart_fast.loaders.datasets.fetch import fetch, find, reason
+from apart_fast.files import remove_abandoned
+from apart_fast.loaders.datasets.fetch import FETCHING, fetch, find, reason
 from apart_fast.loaders.datasets.folder import CACHE, load_folder
 from apart_fast.loaders.datasets.read import READERS, Arrays
 from apart_fast.loaders.datasets.splits import Dataset, Split
@@ -38,7 +39,8 @@ def load_dataset(name: str, root: str | os.PathLike, *, download: bool = True, p
 
     Raises:
         UserError: the set is unknown, missing, half-downloaded or cannot be fetched; for folders of images: mixed
-            sizes, an empty class, an unreadable image; no space left.
+            sizes, an empty class, other classes than those of the named set, an unreadable image, anything else
+            among the images; no space left.
     """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
@@ -48,9 +50,15 @@ def load_dataset(name: str, root: str | os.PathLike, *, download: bool = True, p
 def load_known(name: str, root: Path, *, download: bool, progress: bool) -> Dataset:
     """Load a set of the table `KNOWN`, which is fetched if need be; see `load_dataset`."""
     known = KNOWN[name]
-    source = find(known, root)
-    if source is None and (root / "train").is_dir():
+    _tidy(root)
+    source = find(known, root, elsewhere=False)
+    as_folder = any(os.path.lexists(root / part) for part in ("train", "test"))
+    if source is None and as_folder:
         return _from_folder(name, known, root, progress)
+    if source is None:
+        source = find(known, root, elsewhere=True)
+    elif as_folder:
+        warnings.warn(f"{name} is read from its files in {source}, not from train/ and test/ in {root}", stacklevel=2)
     if known.needs and find_spec(known.needs) is None:
         raise UserError(f"{name} cannot be read without {known.needs}: pip install {known.needs}")
     if source is None:
@@ -64,6 +72,12 @@ def load_known(name: str, root: Path, *, download: bool, progress: bool) -> Data
             f"{name} in {source} is incomplete or damaged ({reason(error)}): "
             f"delete {' and '.join(known.files)} there and run again"
         ) from error
+    if arrays.differing:  # not an error: reduced copies are useful
+        warnings.warn(
+            f"{name} in {source} ({len(arrays.labels)} training and {len(arrays.test_labels)} test images): "
+            f"{' and '.join(arrays.differing)} differ from the published files",
+            stacklevel=2,
+        )
     cache = root / CACHE
     train, test = (
         Split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)), f"{name}-{part}", cache)
@@ -75,6 +89,12 @@ def load_known(name: str, root: Path, *, download: bool, progress: bool) -> Data
     return Dataset(name, train, test, list(arrays.classes), known.flip)
 
 
+def _tidy(root: Path) -> None:
+    """Remove what killed processes have left while they wrote or fetched."""
+    remove_abandoned(root / CACHE)
+    remove_abandoned(root, f"{FETCHING}*")
+
+
 def _check(known: KnownSet, arrays: Arrays) -> None:
     """ValueError unless shapes and labels are those of the set (the numbers of images may differ)."""
     for x, y in ((arrays.images, arrays.labels), (arrays.test_images, arrays.test_labels)):
@@ -83,7 +103,7 @@ def _check(known: KnownSet, arrays: Arrays) -> None:
 
 
 def _from_folder(name: str, known: KnownSet, root: Path, progress: bool) -> Dataset:
-    dataset = load_folder(root, name=name, flip=known.flip, progress=progress)
+    dataset = load_folder(root, name=name, flip=known.flip, progress=progress, names=known.names)
     found, wanted = (*dataset.train.images.shape[1:], len(dataset.classes)), (*known.shape, known.classes)
     if found != wanted:
         raise UserError(

@@ -15,7 +15,7 @@ class KnownSet:
         files: what the set consists of.
         reader: key of `apart_fast.loaders.datasets.read.READERS`, the format of the files.
         shape: (H, W, C) of every image.
-        classes: how many there are.
+        names: of the classes, in the order of their labels.
         sizes: number of training and of test images.
         flip: whether mirroring keeps the label.
         archive: file that holds `files` and that a user may have fetched by hand, if there is one.
@@ -23,13 +23,14 @@ class KnownSet:
         inside: folder in which torchvision puts the files.
         parts: arguments of torchvision's class, one call for each.
         needs: package without which the files cannot be read.
+        md5: of `files`, unpacked, where torchvision does not compare them itself; taken from Debian's package.
     """
 
     torchvision: str
     files: tuple[str, ...]
     reader: str
     shape: tuple[int, int, int]
-    classes: int
+    names: tuple[str, ...]
     sizes: tuple[int, int]
     flip: bool = True
     archive: str = ""
@@ -37,7 +38,31 @@ class KnownSet:
     inside: str = ""
     parts: tuple[dict[str, str], ...] = ({},)
     needs: str = ""
+    md5: tuple[str, ...] = ()
 
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return len(self.names)
+
+
+DIGITS = tuple("0123456789")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100 = tuple(
+    """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man
+    maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
+    plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail
+    snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout
+    tulip turtle wardrobe whale willow_tree wolf woman worm
+    """.split()
+)
+FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
 
 KNOWN = {
     "cifar10": KnownSet(
@@ -45,7 +70,7 @@ KNOWN = {
         files=("cifar-10-batches-py",),
         reader="cifar",
         shape=(32, 32, 3),
-        classes=10,
+        names=CIFAR10,
         sizes=(50_000, 10_000),
         archive="cifar-10-python.tar.gz",
     ),
@@ -54,7 +79,7 @@ KNOWN = {
         files=("cifar-100-python",),
         reader="cifar",
         shape=(32, 32, 3),
-        classes=100,
+        names=CIFAR100,
         sizes=(50_000, 10_000),
         archive="cifar-100-python.tar.gz",
     ),
@@ -63,7 +88,7 @@ KNOWN = {
         files=("train_32x32.mat", "test_32x32.mat"),
         reader="svhn",
         shape=(32, 32, 3),
-        classes=10,
+        names=DIGITS,
         sizes=(73_257, 26_032),
         flip=False,  # a mirrored digit is another sign
         parts=({"split": "train"}, {"split": "test"}),
@@ -79,10 +104,16 @@ KNOWN = {
         ),
         reader="idx",
         shape=(28, 28, 1),
-        classes=10,
+        names=FASHION,
         sizes=(60_000, 10_000),
         places=("FashionMNIST/raw", DEBIAN_FASHION_MNIST),
         inside="FashionMNIST/raw",
+        md5=(
+            "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+            "9018921c3c673c538a1fc5bad174d6f9",
+            "8181f5470baa50b63fa0f6fddb340f0a",
+            "15d484375f8d13e6eb1aabb0c3f46965",
+        ),
     ),
 }
 

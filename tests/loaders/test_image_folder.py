@@ -19,7 +19,9 @@ from apart_fast.loaders.datasets import folder
 @pytest.mark.parametrize("suffix", ["png", "webp", "PNG"])
 def test_folder(suffix, tmp_path):
     pixels = make_folder(tmp_path, classes=("b", "a", "Z"), suffix=suffix)
-    (tmp_path / "train" / "a" / "notes.txt").write_text("not an image")
+    for litter in (".notes.txt", "Thumbs.db", "desktop.ini", ".DS_Store"):
+        (tmp_path / "train" / "a" / litter).write_text("not an image")
+        (tmp_path / "train" / litter).write_text("not an image")
     (tmp_path / "train" / ".hidden").mkdir()
     dataset = load_dataset("folder", tmp_path, progress=False)
     assert dataset.classes == ["Z", "a", "b"] and dataset.flip
