@@ -1,83 +1,321 @@
-"""benchmarks/gpu_suite.py without a GPU: which commands it would run, when it goes on and when it stops."""
+"""benchmarks/gpu_suite.py without a GPU: what it would run, when it goes on and when it stops, and a dry pass.
+
+Of the dry pass `REAL` is really started, as the suite starts it. The command lines of the other parts are parsed by the
+programs they are for; what these do is tested elsewhere (tests/training, tests/measure, tests/benchmarks, tests/runs).
+"""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 import tyro
 
-from apart_fast.cli import EvaluateConfig
-from apart_fast.runs.config import TrainConfig
+from apart_fast.cli import COMMANDS, guarded
+from apart_fast.errors import UserError
+from apart_fast.runs.config import EvaluateConfig, TrainConfig
+from apart_fast.runs.recipes import RECIPES
 from benchmarks import gpu_suite, methods
+from benchmarks.gpu import data, estimates, parts, plan, running, suite, summary
+
+REAL = ("verify-kernels", "step-speed", "data", "apart-30", "strong-autoattack")
+PASSED_SUMMARY = {
+    "train_seconds": 81.5,
+    "epochs": 30,
+    "collapsed_at": [],
+    "test": dict.fromkeys(
+        ("last", "best"), {"attacks": dict.fromkeys(("clean", "pgd-20"), {"accuracy": 0.5, "n": 10_000})}
+    ),
+}
+
+
+def parse(words, name, out):
+    """Let the program a command line is for read it; returns the settings, or None for pytest."""
+    program, *flags = words
+    if program == "train.py":
+        recipe = flags[flags.index("--recipe") + 1] if "--recipe" in flags else None
+        config = tyro.cli(TrainConfig, args=flags, default=TrainConfig.of(recipe) if recipe else TrainConfig())
+        assert config.out == out / name
+        config.check()
+        return config
+    if program == "benchmarks/methods.py":
+        config = tyro.cli(methods.Config, args=flags)
+        assert set(config.stages) <= methods.STAGES.keys() and set(config.methods) <= set(methods.METHODS)
+        return config
+    if program == "benchmarks/gpu/data.py":
+        return tyro.cli(data.Config, args=flags)
+    assert program == "-m"
+    if flags[:2] == ["apart_fast.cli", "evaluate"]:
+        return tyro.cli(EvaluateConfig, args=flags[2:])
+    if flags[:2] == ["apart_fast.cli", "check"]:
+        assert COMMANDS.get("check") is None or tyro.cli(COMMANDS["check"].settings, args=flags[2:])
+        return None
+    assert flags[0] == "pytest"
+    paths = [word for word in flags[1:] if not word.startswith("-")]
+    assert paths and all((parts.ROOT / path).exists() for path in paths)
+    return None
+
+
+@pytest.mark.parametrize("dry", [False, True], ids=["gpu", "dry"])
+def test_every_command_is_one_that_its_program_takes(tmp_path, dry):
+    place = parts.Place(tmp_path / "data", tmp_path, dry)
+    (tmp_path / "data.json").write_text("{}")
+    for name, part in parts.PARTS.items():
+        config = parse(part.words(place), name, tmp_path)
+        if isinstance(config, TrainConfig):
+            assert (config.device, config.amp) == (("cpu", False) if dry else ("cuda", True))
+            assert config.recipe in RECIPES and part.seconds > 0
+
+
+def test_needs_come_first():
+    names = list(parts.PARTS)
+    for name, part in parts.PARTS.items():
+        assert all(names.index(need) < names.index(name) for need in (*part.needs, *part.after)), name
+        speed = name.endswith("-speed") or name.startswith("profile")
+        assert not speed or any(need.startswith("verify") for need in part.needs)
 
 
 @pytest.fixture
-def suite(monkeypatch, tmp_path):
-    """suite(*parts, codes=..., **settings) -> (exit code, command lines it ran), as on a machine with a GPU."""
+def ran(monkeypatch, tmp_path):
+    """ran(*parts, codes={part: codes of its slices}, **settings) -> (exit code, parts whose commands were started)."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "A GPU")
+    monkeypatch.setattr(suite, "environment", lambda: {"device": "A GPU", "commit": "abc"})
 
-    def run(*parts, codes=None, **settings):
-        ran = []
+    def run(*names, codes=None, **settings):
+        started, slices = [], {n: c if callable(c) else list(c) for n, c in (codes or {}).items()}
 
-        def run_slice(command):
-            ran.append(command)
-            return (codes or [0])[min(len(ran), len(codes or [0])) - 1]
+        def run_slice(words, limit, **_):
+            name = json.loads((tmp_path / "out" / "suite.json").read_text())["parts"]
+            (name,) = (n for n, entry in name.items() if entry["state"] == "running")
+            started.append(name)
+            if callable(slices.get(name)):
+                return slices[name](words)
+            return slices[name].pop(0) if slices.get(name) else 0
 
-        monkeypatch.setattr(gpu_suite, "run_slice", run_slice)
-        config = gpu_suite.Config(data_dir=tmp_path, out=tmp_path / "out", parts=parts, **settings)
-        return gpu_suite.main(config), ran
+        monkeypatch.setattr(running, "run_slice", run_slice)
+        config = suite.Config(data_dir=tmp_path, out=tmp_path / "out", parts=names, **settings)
+        return suite.main(config), started
 
     return run
 
 
-def test_every_command_is_one_that_its_program_takes(tmp_path):
-    seen = set()
-    for part, command in gpu_suite.PARTS.items():
-        if part == "strong-autoattack":
-            (tmp_path / "strong").mkdir()
-            (tmp_path / "strong" / "summary.json").write_text("{}")
-        program, *words = command(gpu_suite.Config(), tmp_path)
-        if program == "train.py":
-            assert tyro.cli(TrainConfig, args=words).out == tmp_path / part
-        elif program == "benchmarks/methods.py":
-            config = tyro.cli(methods.Config, args=words)
-            assert set(config.stages) <= methods.STAGES.keys() and set(config.methods) <= set(methods.METHODS)
-        elif words[:2] == ["apart_fast.cli", "evaluate"]:
-            assert tyro.cli(EvaluateConfig, args=words[2:]).checkpoint == tmp_path / "strong" / "best.pt"
-        else:
-            assert (program, words[0]) == ("-m", "pytest")
-            assert all((gpu_suite.ROOT / word).exists() for word in words[1:] if not word.startswith("--"))
-        seen.add(program)
-    assert seen == {"train.py", "benchmarks/methods.py", "-m"}
+def states(tmp_path):
+    return {n: e["state"] for n, e in json.loads((tmp_path / "out" / "suite.json").read_text())["parts"].items()}
 
 
-def test_a_stopped_training_goes_on_and_a_finished_one_is_left_alone(suite, tmp_path):
-    folder = tmp_path / "out" / "apart-30"
-    assert suite("apart-30", codes=[gpu_suite.STOPPED, 0], slices=1)[0] == gpu_suite.STOPPED
+def test_parts_bring_what_they_need_and_are_not_repeated(ran):
+    assert ran("kernel-speed") == (0, ["verify-kernels", "kernel-speed"])
+    assert ran("kernel-speed", "step-speed") == (0, ["verify-steps", "step-speed"])
+    assert ran("kernel-speed", again=True) == (0, ["verify-kernels", "kernel-speed"])
+
+
+def test_what_passed_on_another_commit_or_device_has_not_passed(ran, monkeypatch):
+    ran("verify-kernels")
+    monkeypatch.setattr(suite, "environment", lambda: {"device": "A GPU", "commit": "def"})
+    assert ran("kernel-speed") == (0, ["verify-kernels", "kernel-speed"])
+    monkeypatch.setattr(suite, "environment", lambda: {"device": "Another", "commit": "def"})
+    assert ran("verify-kernels") == (0, ["verify-kernels"])
+
+
+def test_a_failed_part_keeps_back_only_what_needs_it(ran, tmp_path, capsys):
+    code, started = ran("kernel-speed", "step-speed", "check", codes={"verify-steps": [1]})
+    assert code == 1
+    assert started == [*(["check"] if "check" in COMMANDS else []), "verify-kernels", "verify-steps", "kernel-speed"]
+    assert states(tmp_path)["step-speed"] == "left out" and "needs verify-steps: failed" in capsys.readouterr().out
+    code, started = ran("step-speed", regardless=True, codes={"verify-steps": [1]})
+    assert code == 1 and started == ["verify-steps", "step-speed"]
+    assert "regardless: needs verify-steps: failed" in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_a_stopped_training_goes_on_and_a_finished_one_is_left_alone(ran, tmp_path):
+    folder, stopped = tmp_path / "out" / "apart-30", running.STOPPED
+    code, started = ran("apart-30", codes={"apart-30": [stopped, stopped]}, slices=2)
+    assert code == stopped and started.count("apart-30") == 2 and states(tmp_path)["apart-30"] == "stopped"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    code, ran = suite("apart-30", codes=[gpu_suite.STOPPED, 0], slices=3)
-    assert code == 0 and ran == [["train.py", "--resume", str(folder)]] * 2
+    seen = []
+    assert ran("apart-30", codes={"apart-30": lambda words: seen.append(words) or 0})[1] == ["apart-30"]
+    assert seen == [["train.py", "--resume", str(folder), "--no-progress"]]
     (folder / "summary.json").write_text("{}")
-    assert suite("apart-30") == (0, [])
-    assert json.loads((tmp_path / "out" / "suite.json").read_text())["parts"]["apart-30"]["exit"] == 0
+    assert ran("apart-30", again=True)[1].count("apart-30") == 0 and states(tmp_path)["apart-30"] == "passed"
 
 
-def test_what_has_not_ended_is_not_judged(suite, tmp_path, capsys):
-    code, ran = suite("strong-autoattack", "profile-128")
-    assert code == 2 and [command[0] for command in ran] == ["train.py"]
-    assert "strong has not ended" in capsys.readouterr().err
+def test_one_that_ends_as_its_last_slice_is_stopped_has_ended(ran, tmp_path):
+    folder = tmp_path / "out" / "apart-30"
+
+    def ends(words):
+        folder.mkdir()
+        (folder / "summary.json").write_text("{}")
+        return running.STOPPED
+
+    assert ran("apart-30", codes={"apart-30": ends}, slices=1)[0] == 0
+    assert states(tmp_path)["apart-30"] == "passed"
 
 
-def test_nothing_is_measured_after_a_failed_verification(suite, capsys):
-    code, ran = suite("verify-kernels", "kernel-speed", codes=[1])
-    assert code == 1 and len(ran) == 1
-    assert "the verification failed: nothing is measured" in capsys.readouterr().err
+def test_a_signal_keeps_what_there_is(ran, tmp_path, capsys):
+    code, started = ran("kernel-speed", codes={"verify-kernels": lambda words: signal.raise_signal(signal.SIGTERM)})
+    assert code == 128 + signal.SIGTERM and started == ["verify-kernels"]
+    assert states(tmp_path)["verify-kernels"] == "stopped" and "SIGTERM" in capsys.readouterr().out
+    assert (tmp_path / "out" / "summary.md").is_file()
 
 
-def test_bad_input_is_told_in_one_line(suite, monkeypatch, capsys):
-    assert suite("kernel-sped") == (2, []) and "no part kernel-sped" in capsys.readouterr().err
-    assert suite(slices=0) == (2, []) and "--slices 0" in capsys.readouterr().err
+def test_the_most_valuable_parts_that_fit_the_budget_are_run(ran, tmp_path, capsys):
+    names = list(parts.PARTS)
+    chosen, out = plan.choose(names, 25 * 60, {name: part.seconds for name, part in parts.PARTS.items()})
+    most = ["check", "verify-kernels", "verify-steps", "step-speed", "kernel-speed", "data", "profile-128", "apart-30"]
+    assert chosen[:8] == most and set(out) == set(names) - set(chosen) and "long-pgd-10" in out
+    assert sum(parts.PARTS[name].seconds for name in chosen) <= 25 * 60
+    assert plan.choose(["verify-kernels", "kernel-speed"], 10, dict.fromkeys(names, 20))[1]["kernel-speed"] == (
+        "needs verify-kernels"
+    )
+    code, started = ran(budget="4m")
+    assert code == 0 and "verify-kernels" in started and "kernel-speed" not in started
+    assert "kernel-speed" in capsys.readouterr().out and states(tmp_path)["kernel-speed"] == "left out"
+    assert ran("verify-steps", budget="200")[1] == ["verify-steps"]
+
+
+def test_the_list_needs_no_gpu(capsys):
+    assert suite.main(suite.Config(list=True, budget="25m")) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in parts.PARTS) and "left out:" in shown and "Estimates" in shown
+
+
+def test_estimates_count_passes():
+    apart, pgd = (estimates.step(name, 50_000) for name in ("apart", "pgd-10"))
+    assert pgd / apart == pytest.approx(23 / 5) and 2 < apart < 4
+    assert estimates.PASS * 5 == pytest.approx(5.55e9) and estimates.PASS * 23 == pytest.approx(25.6e9, rel=0.01)
+    assert [estimates.parse_duration(text) for text in ("25m", "90s", "2h", "1500")] == [1500, 90, 7200, 1500]
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(parts=("kernel-sped",)), "no part kernel-sped"),
+        (dict(slices=0), "--slices 0"),
+        (dict(budget="soon"), "--budget soon"),
+        (dict(budget="-5"), "--budget -5"),
+        (dict(), "torch sees no GPU"),
+        (dict(dry=True), "give --out"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(monkeypatch, settings, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_suite.main(gpu_suite.Config()) == 2 and "torch sees no GPU" in capsys.readouterr().err
+    with pytest.raises(UserError, match=said) as raised:
+        suite.main(suite.Config(**settings))
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_lacking_is_told_before_anything_is_imported():
+    code = "import sys; sys.modules['tyro'] = None; import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
+    words = [sys.executable, "-c", code, str(parts.ROOT / "benchmarks" / "gpu_suite.py")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "this Python lacks tyro" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+# ---- one command
+
+
+@pytest.mark.parametrize(
+    "code, ended",
+    [
+        ("raise SystemExit(3)", 3),
+        ("import time; time.sleep(60)", running.STOPPED),
+        ("import signal, time; signal.signal(15, lambda *_: exit(0)); time.sleep(60)", 0),
+        ("import signal, time; signal.signal(15, lambda *_: exit(4)); time.sleep(60)", 4),
+        ("import signal, time; signal.signal(15, lambda *_: exit(143)); time.sleep(60)", running.STOPPED),
+        ("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)", running.STOPPED),
+    ],
+    ids=["ends", "is stopped", "ends as it is stopped", "fails as it is stopped", "checkpoint", "does not listen"],
+)
+def test_a_slice(monkeypatch, code, ended):
+    monkeypatch.setattr(running, "GRACE", 2.0)
+    assert running.run_slice(["-c", code], 2.0) == ended
+
+
+def test_pytest_leaves_what_it_has(tmp_path):
+    file = tmp_path / "test_two.py"
+    file.write_text("import time\ndef test_a(benchmark): benchmark(int)\ndef test_b(): time.sleep(60)\n")
+    report, figures = tmp_path / "two.xml", tmp_path / "two.json"
+    words = ["-m", "pytest", str(file), f"--junitxml={report}", f"--benchmark-json={figures}"]
+    assert running.run_slice(words, 8.0, interrupts=True) == running.STOPPED
+    assert 'name="test_a"' in report.read_text()
+    assert [entry["name"] for entry in json.loads(figures.read_text())["benchmarks"]] == ["test_a"]
+
+
+def test_only_whole_files_are_taken_over(tmp_path):
+    place, part = parts.Place(tmp_path, tmp_path), parts.PARTS["step-speed"]
+    running.forget_pending(place)
+    (tmp_path / "step-speed.json").write_text('{"old": 1}')
+    (tmp_path / parts.PENDING / "step-speed.json").write_text('{"half": ')
+    (tmp_path / parts.PENDING / "step-speed.md").write_text("")
+    assert running.take_over(part, place) == [] and summary.read(tmp_path / "step-speed.json") == {"old": 1}
+    (tmp_path / parts.PENDING / "step-speed.json").write_text('{"new": 1}')
+    assert running.take_over(part, place) == ["step-speed.json"]
+    assert summary.read(tmp_path / "step-speed.json") == {"new": 1}
+
+
+# ---- the page
+
+
+def test_a_page_of_damaged_files_is_a_page(tmp_path):
+    assert "Nothing yet." in summary.write(tmp_path).read_text()
+    (tmp_path / "apart-30").mkdir()
+    (tmp_path / "profile-128").mkdir()
+    for name in ("suite", "check", "step-speed", "apart-30/config", "apart-30/summary", "profile-128/profile"):
+        (tmp_path / f"{name}.json").write_text('{"parts": 1, "benchmarks": [1], "checks": [')
+    (tmp_path / "verify-steps.xml").write_text("<testsuite")
+    (tmp_path / "kernel-speed.json").write_text('{"benchmarks": [{"group": 1}]}')
+    text = summary.write(tmp_path).read_text()
+    assert all(f"## {title}" in text for title in summary.SECTIONS) and "Cannot be read" in text and "damaged" in text
+
+
+def test_failed_verifications_are_named(tmp_path):
+    (tmp_path / "verify-steps.xml").write_text(
+        '<testsuites><testsuite tests="4" failures="1" errors="0" skipped="1" time="2.5">'
+        '<testcase classname="tests.a" name="b"><failure message="2 is&#10;not 3"/></testcase></testsuite></testsuites>'
+    )
+    text = summary.write(tmp_path).read_text()
+    assert "| verify-steps | 2 | 1 | 1 | 2 |" in text and "- tests.a::b: 2 is not 3" in text
+
+
+# ---- the dry pass
+
+
+def test_a_dry_pass_starts_every_part_and_its_page_is_complete(monkeypatch, tmp_path):
+    real, out = running.run_slice, tmp_path / "out"
+
+    def run_slice(words, limit, **options):
+        entries = json.loads((out / "suite.json").read_text())["parts"]
+        (name,) = (n for n, entry in entries.items() if entry["state"] == "running")
+        if name in REAL:
+            return real(words, limit, **options)
+        config = parse(words, name, out)
+        if isinstance(config, TrainConfig):  # what is parsed only leaves what its figures are read from
+            config.out.mkdir()
+            (config.out / "config.json").write_text(json.dumps({"profile": config.profile}))
+            kept = parts.ROOT / "benchmarks" / "results" / "cpu-intel-xeon-2-cores-float32-profile.json"
+            text = kept.read_text() if config.profile else json.dumps(PASSED_SUMMARY)
+            (config.out / ("profile.json" if config.profile else "summary.json")).write_text(text)
+            if name == "strong":  # judged for real
+                os.symlink(out / "apart-30" / "best.pt", config.out / "best.pt")
+        if name == "check":
+            line = {"what": "start", "verdict": "ok", "text": "largest error 0", "data": {}}
+            options["prints"].write_text(json.dumps({"right": True, "checks": {"kernels": [line]}}))
+        return 0
+
+    monkeypatch.setattr(running, "run_slice", run_slice)
+    monkeypatch.chdir(tmp_path)
+    assert guarded(lambda: gpu_suite.main(gpu_suite.Config(dry=True, out=out))) == 0
+    absent = {name for name, part in parts.PARTS.items() if part.absent}
+    assert {name for name, state in states(tmp_path).items() if state != "passed"} == absent
+    assert len(states(tmp_path)) == len(parts.PARTS) and absent <= {"check"}
+    text = (out / "summary.md").read_text()
+    assert "Cannot be read" not in text and "damaged" not in text and text.count("Nothing yet.") == len(absent)
+    short = text.partition("## In short")[2].partition("##")[0].splitlines()
+    dashes = {line.split("|")[1].strip() for line in short if "| -" in line and "---" not in line}
+    assert dashes <= {"APART step faster than the released step in bfloat16", *(["checks"] if absent else [])}
+    assert "| apart, batch 128, float32 |" in text and "| strong | pgd-20 |" in text and "| verify-kernels |" in text

@@ -1,0 +1,1 @@
+"""What is measured, and how. A package of its own name, so that no other one is taken for it."""
