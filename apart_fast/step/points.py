@@ -5,8 +5,10 @@ leaves it), where the pattern matches submodule names as a shell would: `layer*.
 the step and the relu are one kernel.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,9 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from apart_fast import kernels
 from apart_fast.errors import UserError
-
-# (number of a point, what is there) -> what the point makes of it
-Act = Callable[[int, Tensor], Tensor]
+from apart_fast.step import traced
 
 
 class _CaptureSign(torch.autograd.Function):
@@ -128,6 +128,14 @@ def match_points(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, s
     return sorted(points, key=lambda point: names.index(point[0]))
 
 
+@dataclass
+class _Pass:
+    """What the points do now: leave signs, or add them times alphas."""
+
+    signs: list[Tensor | None]
+    alphas: list[Tensor] | None
+
+
 class BlockPoints:
     """Hooks and fused ReLUs on a model that are silent except inside `capturing()` and `perturbing()`.
 
@@ -138,8 +146,11 @@ class BlockPoints:
 
     def __init__(self, model: nn.Module, patterns: Sequence[str]):
         self.points = match_points(model, patterns)
-        self._act: Act | None = None
+        self._pass: _Pass | None = None
         self._calls: list[int] = []
+        self._keeps = False
+        self._kept: list[Tensor | None] = [None] * len(self.points)
+        self._untraced: Callable[[int, Tensor], Tensor] | None = None
         modules = dict(model.named_modules())
         for name, _ in self.points:
             if getattr(modules[name], "inplace", False):
@@ -155,33 +166,42 @@ class BlockPoints:
         for handle in self._handles:
             handle.remove()
 
-    def keep_out_of_graphs(self) -> None:
-        """Let `torch.compile` break its graphs at the points instead of tracing what happens there."""
-        vars(self)["_at"] = torch.compiler.disable(self._at)
+    def keep_signs(self) -> None:
+        """Let `torch.compile` trace the points, so that a pass is one graph.
+
+        Compiled passes cannot make the tensors of their signs. Those of the next pass 1 are kept for it, and each later
+        compiled pass 1 of the same shapes overwrites them. That next one should run eagerly: a pass that is traced
+        before has a graph break at each point, as has one of other shapes.
+        """
+        self._keeps = True
 
     @contextmanager
     def capturing(self) -> Iterator[list[Tensor | None]]:
-        """Within: a backward through the model fills the yielded list with int8 signs of the gradients there."""
-        signs: list[Tensor | None] = [None] * len(self)
-        functions = (_CaptureSign, _ReluCaptureSign)
-        with self._active(lambda i, a: functions[self._fused[i]].apply(a, signs, i)):
+        """Within: a backward through the model fills the yielded list with int8 signs of the gradients there.
+
+        After `keep_signs`, compiled passes fill the same tensors each time.
+        """
+        signs = list(self._kept)
+        with self._active(_Pass(signs, None)):
             yield signs
+        if self._keeps and all(s is not None for s in signs):
+            self._kept, self._keeps = list(signs), False
 
     @contextmanager
     def perturbing(self, signs: Sequence[Tensor | None], alphas: Iterable[Tensor]) -> Iterator[None]:
         """Within: point i carries `a + alphas[i] * signs[i]`."""
-        alphas = list(alphas)
-        functions = (_AddSign, _ReluAddSign)
-        with self._active(lambda i, a: functions[self._fused[i]].apply(a, signs[i], alphas[i])):
+        with self._active(_Pass(list(signs), list(alphas))):
             yield
 
     @contextmanager
-    def _active(self, act: Act) -> Iterator[None]:
-        self._act, self._calls = act, [0] * len(self)
+    def _active(self, now: _Pass) -> Iterator[None]:
+        self._pass, self._calls = now, [0] * len(self)
+        if self._untraced is None and "torch._dynamo" in sys.modules:  # to import it takes a second
+            self._untraced = torch.compiler.disable(self._eager)
         try:
             yield
         finally:
-            self._act = None
+            self._pass = None
         if any(calls != 1 for calls in self._calls):
             name, calls = next((p[0], c) for p, c in zip(self.points, self._calls, strict=True) if c != 1)
             raise UserError(
@@ -190,10 +210,27 @@ class BlockPoints:
 
     def _at(self, i: int, a: Tensor) -> Tensor | None:
         """What point i makes of `a` (of what enters the ReLU, where they are fused); None while silent."""
-        if self._act is None:
+        now = self._pass
+        if now is None:
             return None
+        if not torch.compiler.is_compiling():
+            return self._eager(i, a)
+        s = now.signs[i]
+        if s is None or s.shape != a.shape:
+            assert self._untraced is not None
+            return self._untraced(i, a)
         self._calls[i] += 1
-        return self._act(i, a)
+        a = F.relu(a) if self._fused[i] else a
+        return traced.leave_sign(a, s) if now.alphas is None else traced.add_sign(a, s, now.alphas[i])
+
+    def _eager(self, i: int, a: Tensor) -> Tensor:
+        """What a point makes of `a` by the kernels; `torch.compile` leaves it out of its graphs."""
+        now = self._pass
+        assert now is not None
+        self._calls[i] += 1
+        if now.alphas is None:
+            return (_CaptureSign, _ReluCaptureSign)[self._fused[i]].apply(a, now.signs, i)
+        return (_AddSign, _ReluAddSign)[self._fused[i]].apply(a, now.signs[i], now.alphas[i])
 
     def _attach(self, module: nn.Module, side: str, i: int) -> "RemovableHandle | _Fused":
         """Put point i on the module; returns a handle with `remove()`."""

@@ -1,9 +1,8 @@
 """How the device's part of a step runs: eagerly, as one CUDA graph, and with the model compiled or not.
 
 A CUDA graph: the released batch of 128 is small for a GPU, and without a graph the host's launches, not the arithmetic,
-set the pace. Compiled: the model goes through torch's inductor with the block points intact. Their hooks stay out of
-the compiled code (a graph break at each): they change what they do between the passes, and their backward leaves signs
-behind. What lies between two points is compiled as one piece, once with frozen weights for pass 1 and once for pass 2.
+set the pace. Compiled: the model goes through torch's inductor in one piece, block points and all
+(`BlockPoints.keep_signs`), once with frozen weights for pass 1 and once for pass 2.
 """
 
 import time
@@ -19,7 +18,7 @@ from apart_fast.graphs import WARM_UP, capture, run_on
 from apart_fast.loaders import Batch
 from apart_fast.step.apart import Apart
 
-FIRST_STEPS = 2  # of a compiled model: the second meets a set-up in which gradients and running statistics exist
+PLAIN_STEPS = 1  # before a model is compiled: signs and gradients exist then, and stay where and what they are
 
 DeviceStep = Callable[[Batch], None]
 
@@ -112,8 +111,6 @@ def compile_model(apart: Apart) -> str | None:
     fault = compiler_fault(apart.device)
     if fault is not None:
         return fault
-    if apart.points is not None:
-        apart.points.keep_out_of_graphs()
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
     apart.model.compile(dynamic=False)
     return None
@@ -122,8 +119,9 @@ def compile_model(apart: Apart) -> str | None:
 class CompiledStep:
     """`advance(batch)` with the model compiled; the time that compiling took is shown once.
 
-    A batch of another size (the odd last one) takes the plain model: compiling for it would not pay. Where compiling
-    cannot work, one line says why and all steps take the plain model.
+    The first step takes the plain model (`PLAIN_STEPS`), the second compiles. A batch of another size (the odd last
+    one) takes the plain model: compiling for it would not pay. Where compiling cannot work, one line says why and all
+    steps take the plain model.
 
     Args:
         advance: a training step.
@@ -132,9 +130,8 @@ class CompiledStep:
     """
 
     def __init__(self, advance: DeviceStep, apart: Apart, batch_size: int):
-        self._advance, self._batch_size = advance, batch_size
+        self._advance, self._points, self._batch_size = advance, apart.points, batch_size
         self._done = 0
-        self._seconds = 0.0
         self.fault = compile_model(apart)
         if self.fault is not None:
             tqdm.write(f"note: --compile cannot work here ({self.fault}): going on with the plain model")
@@ -142,18 +139,17 @@ class CompiledStep:
     def __call__(self, batch: Batch) -> None:
         if self.fault is not None:
             self._advance(batch)
-        elif len(batch) != self._batch_size:
-            with plain_model(True):
-                self._advance(batch)
-        elif self._done < FIRST_STEPS:
-            began = time.perf_counter()
+            return
+        whole = len(batch) == self._batch_size
+        if whole and self._done == 0 and self._points is not None:
+            self._points.keep_signs()  # not earlier: a resumed run may begin with an odd batch, whose signs do not fit
+        began = time.perf_counter()
+        with plain_model(not whole or self._done < PLAIN_STEPS):
             self._advance(batch)
-            self._seconds += time.perf_counter() - began
+        if whole:
+            if self._done == PLAIN_STEPS:
+                tqdm.write(f"compiled in {time.perf_counter() - began:.1f} s (step {self._done + 1})")
             self._done += 1
-            if self._done == FIRST_STEPS:
-                tqdm.write(f"compiled in {self._seconds:.1f} s (the first {FIRST_STEPS} steps)")
-        else:
-            self._advance(batch)
 
 
 class Execution:

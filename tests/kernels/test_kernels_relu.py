@@ -252,13 +252,14 @@ def test_a_forward_hook_that_was_there_first_stays_before_the_point():
     assert seen[0] >= 0 and type(net.relu) is nn.ReLU
 
 
-def test_compiled_passes_leave_the_points_alone():
+def test_compiled_passes_and_an_evaluation_of_a_compiled_model():
     """Two steps and an evaluation, with a backend that needs no compiler."""
     model = Net().double()
     plain = copy.deepcopy(model)
     mine, theirs = (BlockPoints(m, ["relu:output"]) for m in (model, plain))
-    mine.keep_out_of_graphs()
+    mine.keep_signs()
     torch._dynamo.reset()
+    assert_equal(both_passes(model, mine), both_passes(plain, theirs))
     model.compile(dynamic=False, backend="aot_eager")
     for _ in range(2):
         assert_equal(both_passes(model, mine), both_passes(plain, theirs))

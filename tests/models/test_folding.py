@@ -106,7 +106,7 @@ def test_block_points_are_silent_in_the_copy():
     points = BlockPoints(model, default_points(model))
     folded = fold(model, pixels(2))
     assert kinds(folded).count(nn.BatchNorm2d) == 0
-    assert points._act is None
+    assert points._pass is None
     torch.testing.assert_close(folded(pixels()), model(pixels()), rtol=1e-9, atol=1e-9)
 
 
