@@ -34,7 +34,7 @@ from apart_fast.loaders import Batch, Dataset, load_dataset, subset
 from apart_fast.measure.interleave import interleave
 from apart_fast.report.write import write_report
 from apart_fast.runs.card import write_card
-from apart_fast.runs.checkpoint import load_network
+from apart_fast.runs.checkpoint import check_data, load, load_network
 from apart_fast.runs.config import MOVABLE, TrainConfig
 from apart_fast.runs.environment import environment
 from apart_fast.runs.folder import RunFolder
@@ -172,9 +172,11 @@ def judge(config: Config) -> None:
             n = min(len(data.test), run.config.test_images or len(data.test) if images is None else images)
             if n == 0 or all(known.get(attack, {}).get("n") == n for attack in attacks):
                 continue
-            test = subset(data.test, n)
+            name, last = run.config.dataset, run.folder.last
+            state = load(last)
+            test = subset(check_data(state["description"], data, name, last, state.get("classes")).test, n)
             report = evaluate(
-                load_network(run.folder.last, device),
+                load_network(state, device, name=last),
                 test.images,
                 test.labels,
                 eps=run.config.eval_eps,

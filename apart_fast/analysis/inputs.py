@@ -48,16 +48,27 @@ def open_reference(path: Path, run: Run) -> tuple[Run, Path]:
 
 
 def judged_data(config: Common, runs: Sequence[Run]) -> tuple[Dataset, Split]:
-    """(data set of the runs, a fixed subset of `config.images` of its test images).
+    """(data set of the runs, a fixed subset of `config.images` of its test images); labels are those of the networks.
 
     Raises:
-        UserError: missing or damaged data, or a run whose network is for other classes or images.
+        UserError: missing or damaged data, a run whose network is for other classes or images, or runs that number
+            the classes differently.
     """
     name = runs[0].config.dataset
     data = load_dataset(name, config.data_dir, download=config.download, progress=config.progress)
-    for run in runs:
-        checkpoint.check_data(run.summary.get("model"), data, name, run.folder.path)
+    for i, run in enumerate(runs):
+        known = checkpoint.check_data(run.summary.get("model"), data, name, run.folder.path, _classes(run))
+        if i and known is not data:
+            raise UserError(f"{run.name} numbers the classes otherwise than {runs[0].name}: look at them one by one")
+        data = known
     return data, subset(data.test, min(config.images, len(data.test)))
+
+
+def _classes(run: Run) -> object:
+    """The names of its classes, which its checkpoints hold; None where it has none of them."""
+    files = [*run.weights.values(), run.folder.best, run.folder.last]
+    file = next((file for file in files if file.is_file()), None)
+    return None if file is None else checkpoint.load(file).get("classes")
 
 
 def every_nth(epochs: Sequence[int], n: int) -> list[int]:

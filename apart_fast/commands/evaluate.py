@@ -27,7 +27,7 @@ def run(config: EvaluateConfig) -> None:
     state = checkpoint.load(config.checkpoint)
     name = config.dataset or state["dataset"]
     data = load_dataset(name, config.data_dir, download=config.download, progress=config.progress)
-    checkpoint.check_data(state["description"], data, name, config.checkpoint)
+    data = checkpoint.check_data(state["description"], data, name, config.checkpoint, state.get("classes"))
     check_writable(out)
     if device.type == "cpu":
         keep_freed_memory()

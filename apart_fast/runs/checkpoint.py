@@ -2,7 +2,9 @@
 
 import mmap
 import os
+import warnings
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
@@ -12,6 +14,8 @@ from torch import nn
 from apart_fast.errors import UserError
 from apart_fast.files import atomic_path
 from apart_fast.loaders import Dataset
+from apart_fast.loaders.datasets.classes import OtherClasses, match_classes
+from apart_fast.loaders.datasets.table import KNOWN
 from apart_fast.models import build_model
 from apart_fast.models.channels_last import any_layout
 from apart_fast.runs.begin import find_checkpoint
@@ -76,13 +80,16 @@ def load(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> d
     return state
 
 
-def check_data(description: object, data: Dataset, name: str, what: str | os.PathLike) -> None:
-    """Refuse a network for other data.
+def check_data(
+    description: object, data: Dataset, name: str, what: str | os.PathLike, classes: object = None
+) -> Dataset:
+    """Refuse a network for other data; `data` with the labels that the network knows its classes by.
 
     Args:
         description: arguments of `build_model`, as checkpoints and summaries keep them.
         data: what it is to be judged on; `name`: of that data set.
         what: the checkpoint or run, for the message.
+        classes: the names of the network's classes, as checkpoints keep them; None: not known, so not compared.
 
     Raises:
         UserError: other classes, or images of another shape.
@@ -101,6 +108,20 @@ def check_data(description: object, data: Dataset, name: str, what: str | os.Pat
             f"{what} knows images of {known} (height, width, channels), {name} has {shape}: "
             "choose the data set it was trained on"
         )
+    if not isinstance(classes, list) or not all(isinstance(label, str) for label in classes):
+        return data
+    try:
+        places = match_classes(classes, data.classes, numbers=data.name in KNOWN)
+    except OtherClasses as error:
+        raise UserError(
+            f"{what} knows other classes than {name} ({error}): choose the data set it was trained on"
+        ) from error
+    if places == sorted(places):
+        return data
+    warnings.warn(f"{name} has the classes of {what} in another order: they are matched by name", stacklevel=2)
+    labels = torch.tensor(places).argsort()  # of a class of the data, in the network
+    train, test = (replace(split, labels=labels[split.labels]) for split in (data.train, data.test))
+    return replace(data, train=train, test=test, classes=[data.classes[place] for place in places])
 
 
 def load_model(model: nn.Module, weights: dict, path: str | os.PathLike) -> None:
