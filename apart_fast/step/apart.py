@@ -180,9 +180,9 @@ class Apart:
             offsets: int64 [B, 2], (top, left) of the crop in the padded image, 0..2*padding; None: drawn.
             flips: bool [B], horizontal flip after the crop; None: drawn.
 
-        Nothing waits for the device (but see `omega_at_hand`). Raises ValueError when the model is in eval mode,
-        `indices` is missing or a tensor has another shape or dtype, IndexError for an example, row or offset out of
-        range (on a GPU a device-side assertion).
+        Nothing waits for the device (but see `omega_at_hand`). Raises ValueError when the model is in eval mode, the
+        batch is empty, `indices` is missing or names an example twice, or a tensor has another shape or dtype,
+        IndexError for a label, example, row or offset out of range (on a GPU a device-side assertion).
         """
         self._check(images, labels, indices=indices, rows=rows, offsets=offsets, flips=flips)
         with self.omega_at_hand(indices):
@@ -240,7 +240,7 @@ class Apart:
     def _check(self, images: Tensor, labels: Tensor, **each: Tensor | None) -> None:
         if not self.model.training:
             raise ValueError("the model is in eval mode: call model.train() before a training step")
-        check_batch(images, labels, self.image_shape, self.padding, **each)
+        check_batch(images, labels, self.image_shape, self.padding, self.loss.classes, **each)
 
     def _draw(
         self, n: int, indices: Tensor | None, rows: Tensor | None, offsets: Tensor | None, flips: Tensor | None

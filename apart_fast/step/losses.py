@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apart_fast.step.checks import check_labels
+
 
 class CrossEntropy:
     """Mean cross-entropy of a network, under autocast.
@@ -12,14 +14,25 @@ class CrossEntropy:
         network: takes pixels in [0, 1], [B, C, H, W].
         amp: dtype of autocast; None: none.
         label_smoothing: of the targets.
+
+    Attributes:
+        classes: number of logits; None before the network has been called.
     """
 
     def __init__(self, network: nn.Module, amp: torch.dtype | None, label_smoothing: float = 0.0):
         self._network, self._amp, self._label_smoothing = network, amp, label_smoothing
+        self.classes: int | None = None
 
     def __call__(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss, logits [B, classes], at least float32) of pixels [B, H, W, C] and labels int64 [B]."""
+        """(loss, logits [B, classes], at least float32) of pixels [B, H, W, C] and labels int64 [B].
+
+        Raises:
+            IndexError: a label that is not one of the classes, where their number was not known before.
+        """
         with torch.autocast(x.device.type, dtype=self._amp, enabled=self._amp is not None):
             logits = self._network(x.permute(0, 3, 1, 2))
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.classes is None:  # later ones are checked before the step
+            check_labels(labels, logits.shape[1])
+            self.classes = logits.shape[1]
         return F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing), logits

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from apart_fast.kernels.codec import decode, encode
-from apart_fast.step.checks import check_inside
+from apart_fast.step.checks import check_inside, check_unique
 
 INITIAL_SCALE = 1e-3  # omega starts as 0.001 * N(0, 1)
+TWICE = "an example is in the batch twice: its row could remember only one of them"
 _CHUNK = 4096  # rows drawn at a time: the store may be as large as the device allows
 
 
@@ -39,9 +40,11 @@ class Memory:
 
         Raises:
             IndexError: no such example (see `check_inside`).
+            ValueError: an example twice.
         """
         n = len(self.store)
         check_inside(indices, n, f"an example is outside of 0..{n - 1}: num_examples is the size of the whole set")
+        check_unique(indices, TWICE)
         return indices
 
     def contents(self) -> Tensor:

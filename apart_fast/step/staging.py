@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from apart_fast.step import spans
-from apart_fast.step.omega import Memory
+from apart_fast.step.omega import TWICE, Memory
 from apart_fast.step.spans import span
 from apart_fast.step.transfer import Transfer, as_bytes, make_transfer
 
@@ -62,7 +62,8 @@ class StagedMemory(Memory):
 
         Raises:
             IndexError: no such example.
-            ValueError: more or fewer indices than at hand; a larger batch after a smaller one was captured.
+            ValueError: an example twice; more or fewer indices than at hand; a larger batch after a smaller one was
+                captured.
         """
         if self._at_hand is not None:
             if len(indices) != self._at_hand:
@@ -100,6 +101,8 @@ class StagedMemory(Memory):
         rows = indices.cpu().numpy().copy()  # the worker reads them later, when the caller may have changed them
         if rows.min() < 0 or rows.max() >= len(self._home):
             raise IndexError(f"example {rows.min()} or {rows.max()} is outside of 0..{len(self._home) - 1}")
+        if len(np.unique(rows)) < len(rows):
+            raise ValueError(TWICE)
         return rows
 
     # ---- main thread

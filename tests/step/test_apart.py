@@ -309,6 +309,45 @@ def test_bad_use_is_told():
         apart.step(images, labels, indices)
 
 
+@pytest.mark.parametrize("steps_before", [0, 1])
+@pytest.mark.parametrize("name", ["apart", "standard", "pgd-2"])
+def test_labels_of_no_class_are_told(name, steps_before):
+    images, labels, indices = data()
+    apart = Apart(tiny(), 6, SHAPE, method=name)
+    for _ in range(steps_before):
+        apart.step(images, labels, indices)
+    before = {key: value.clone() for key, value in apart.state_dict().items() if key != "generator"}
+    for wrong in (-100, -1, 4, 10):
+        with pytest.raises(IndexError, match="a label is (below 0|outside of 0..3): each image counts"):
+            apart.step(images, labels.clone().index_fill_(0, torch.tensor([2]), wrong), indices)
+    for wrong in (labels > 1, labels.float(), labels.int(), labels[:, None], labels[0]):
+        with pytest.raises(ValueError, match=r"labels are torch\..*: give int64 \[B\]"):
+            apart.step(images, wrong, indices)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        apart.step(images[:0], labels[:0], indices[:0])
+    with pytest.raises(ValueError, match="images are torch.float32: give uint8"):
+        apart.step(images / 255, labels, indices)
+    assert all(torch.equal(apart.state_dict()[key], value) for key, value in before.items())
+    assert apart.step(images, labels, indices).loss.isfinite()
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+@pytest.mark.parametrize("name", ["apart", "fgsm+", "atta-1"])
+def test_an_example_that_is_there_twice_is_told(name, where):
+    images, labels, indices = data()
+    apart = Apart(tiny(), 6, SHAPE, method=name, omega_device=where)
+    before = apart.memory.contents().clone()
+    with pytest.raises(ValueError, match="an example is in the batch twice"):
+        apart.step(images, labels, torch.tensor([0, 1, 2, 3, 4, 1]))
+    assert torch.equal(apart.memory.contents(), before)
+    apart.step(images, labels, indices.flip(0))
+
+
+def test_a_method_that_remembers_nothing_takes_an_example_twice():
+    images, labels, _ = data()
+    assert Apart(tiny(), 6, SHAPE, method="fgsm").step(images, labels, torch.zeros(6).long()).loss.isfinite()
+
+
 def test_a_point_called_twice_is_told():
     class Twice(Own):
         def forward(self, x):
