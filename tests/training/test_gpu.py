@@ -10,6 +10,8 @@ from apart_fast.cli import main
 from apart_fast.device import pick_device
 from apart_fast.errors import UserError
 from apart_fast.evaluation import attacks
+from apart_fast.evaluation.judge import Evaluator
+from apart_fast.runs import checkpoint
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -79,3 +81,33 @@ def test_attacks_as_a_graph_and_eager_agree(monkeypatch):
         )
         found.append([report.attacks[name].correct for name in ("clean", "pgd-5")])
     assert found[0] == found[1] and found[0][0] == 40
+
+
+@needs_gpu
+def test_deterministic_runs_have_the_same_bits(settings, tmp_path):
+    for name in "ab":
+        train(settings, tmp_path / name, "--amp", "--deterministic", "--no-test")
+    first, second = (checkpoint.load(tmp_path / name / "last.pt") for name in "ab")
+    assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
+    assert torch.equal(first["apart"]["memory"], second["apart"]["memory"])
+
+
+@needs_gpu
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_a_captured_attack_sees_the_weights_of_the_moment(amp):
+    """The steps are captured in the first call; weights change between calls, as in a training."""
+    torch.manual_seed(0)
+    model = build_model("preact_resnet18", 4, image_size=(12, 12), width=0.125).cuda().eval()
+    images = torch.randint(0, 256, (40, 12, 12, 3), dtype=torch.uint8)
+    settings = dict(eps="1/255", batch_size=16, device="cuda", amp=amp)
+    evaluator, found, wanted = Evaluator(model, calls=30, **settings), [], []
+    for _ in range(4):
+        with torch.no_grad():
+            for value in (*model.parameters(), *model.buffers()):
+                if value.is_floating_point():
+                    value.mul_(1 + 0.2 * torch.rand_like(value))
+            labels = model(images.permute(0, 3, 1, 2).float().cuda() / 255).argmax(1).cpu()
+        found.append(evaluator(images, labels, ("pgd-5",)).attacks["pgd-5"].correct)
+        report = evaluate(model, images, labels, attacks=("pgd-5",), progress=False, **settings)
+        wanted.append(report.attacks["pgd-5"].correct)
+    assert found == pytest.approx(wanted, abs=1)  # a replay may round otherwise
