@@ -80,6 +80,42 @@ def test_without_room_for_a_copy_there_is_none(monkeypatch):
     assert copy.take(state) is not None  # the room is there already
 
 
+class OnGpu(torch.Tensor):
+    is_cuda = True
+
+
+def test_on_a_gpu_the_thread_waits_for_the_copy_and_the_host_does_not(monkeypatch):
+    """With stand-ins: copies go on the steps' stream, an event behind them, and only `wait_arrived` waits for it."""
+    done, pinned, empty = [], [], torch.empty_like
+
+    class Event:
+        def __init__(self, blocking):
+            assert blocking
+
+        def record(self, stream):
+            done.append(f"recorded on {stream}")
+
+        def synchronize(self):
+            done.append("waited")
+
+    def plain(like, device, pin_memory=False):
+        pinned.append(pin_memory)
+        if pin_memory and len(pinned) > 1:
+            raise RuntimeError("no more to pin")
+        return empty(like.as_subclass(torch.Tensor))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the steps' stream")
+    monkeypatch.setattr(snapshot.torch, "empty_like", plain)
+    values = torch.arange(5.0).as_subclass(OnGpu)
+    copy = HostCopy()
+    copied = copy.take({"a": values, "b": values[:2], "on the host": torch.ones(2)})
+    assert done == ["recorded on the steps' stream"] and pinned == [True, True, False, False]
+    copy.wait_arrived()
+    assert done[1:] == ["waited"]
+    assert copied["a"].tolist() == [0, 1, 2, 3, 4] and copied["b"].tolist() == [0, 1]
+
+
 @needs_gpu
 def test_steps_on_a_gpu_do_not_reach_into_a_copy():
     values, copy = torch.zeros(2**26, device="cuda"), HostCopy()
