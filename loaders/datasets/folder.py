@@ -114,7 +114,7 @@ def _say_what_is_odd(root: Path) -> None:
     unused = [part for part in _UNUSED if (root / part).is_dir()]
     if unused:
         warnings.warn(
-            f"{' and '.join(unused)} in {shown(root)} are not used: validation images are taken from train",
+            f"not used: {' and '.join(unused)} in {shown(root)} (validation images are taken from train)",
             stacklevel=3,
         )
 

@@ -172,7 +172,7 @@ def _as_seen(image: Image.Image, file: BinaryIO) -> Picture:
         image = image.convert("L")
         image.info["transparency"] = key * 255 // (2**bits - 1) if key < 2**bits else key
     pixels = image.convert("RGBA" if transparent else "L" if gray else "RGB")
-    if profile:
+    if profile and image.mode not in ("1", "L", "LA"):  # gray has no colour to be off; viewers differ on its tone
         pixels, note = _to_srgb(pixels, profile)
         notes += [note] if note else []
     if turn is not None:
@@ -206,9 +206,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_srgb(pixels: Image.Image, profile: bytes) -> tuple[Image.Image, str | None]:
-    """L, RGB or RGBA pixels as sRGB, and what is to be said of it."""
-    if pixels.mode == "L":
-        return pixels, None  # gray has no colour to be off; viewers differ on its tone
+    """RGB or RGBA pixels as sRGB, and what is to be said of it."""
     try:
         transform = _transform(profile, pixels.mode)
     except (OSError, ValueError, ImportError, ImageCms.PyCMSError):  # ImportError: a Pillow without LittleCMS

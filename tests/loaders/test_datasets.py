@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import hashlib
 import os
 import pickle
 import shutil
@@ -9,12 +10,15 @@ import struct
 import sys
 import tarfile
 import time
+import tracemalloc
 import urllib.error
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import torchvision
@@ -56,6 +60,111 @@ def test_cifar10_as_folder(tmp_path):
         dataset = load_dataset("cifar10", tmp_path, progress=False)
     assert (dataset.name, dataset.classes, dataset.train.name) == ("cifar10", CIFAR10, "cifar10-train")
     assert dataset.train.images.shape == (30, 32, 32, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*instead of")
+@pytest.mark.parametrize("spell", [str, str.upper, lambda name: name.lower().replace(" ", "_").replace("-", " ")])
+def test_classes_of_a_known_set_keep_their_order(spell, tmp_path):
+    """By the alphabet an ankle boot would be 0."""
+    names = [spell(name.replace("/", "-")) for name in table.KNOWN["fashion-mnist"].names]
+    pixels = make_folder(tmp_path, classes=names, size=(28, 28), mode="L")
+    dataset = load_dataset("fashion-mnist", tmp_path, progress=False)
+    assert dataset.classes == torchvision.datasets.FashionMNIST.classes
+    assert dataset.train.labels.tolist() == [i // 3 for i in range(30)] and dataset.test.labels.tolist() == [*range(10)]
+    for split, part in ((dataset.train, "train"), (dataset.test, "test")):
+        gray = [np.asarray(PIL.Image.open(path)) for path in pixels if path.parts[-3] == part]
+        assert np.array_equal(split.images[..., 0], gray)
+
+
+@pytest.mark.filterwarnings("ignore:.*instead of")
+@pytest.mark.parametrize("name", ["svhn", "fashion-mnist", "cifar100"])
+def test_numbers_name_the_classes_of_a_known_set(name, tmp_path):
+    known = table.KNOWN[name]
+    numbers = [str(i) for i in range(known.classes)]
+    make_folder(tmp_path, classes=numbers, size=known.shape[1::-1], mode="L" if known.shape[2] == 1 else "RGB")
+    dataset = load_dataset(name, tmp_path, progress=False)
+    assert dataset.classes == list(known.names) and dataset.test.labels.tolist() == list(range(known.classes))
+    assert torch.equal(
+        dataset.test.images[9].squeeze(), torch.from_numpy(np.array(PIL.Image.open(tmp_path / "test/9/0.png")))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "line"),
+    [
+        ("cifar10", {"airplane": "aeroplane"}, "'aeroplane' is none of them, and 'airplane' is missing"),
+        ("cifar10", {"truck": None}, "'truck' is missing"),
+        ("cifar10", {"": "zebra"}, "'zebra' is none of them"),
+        ("svhn", {"0": "10"}, "'10' is none of them, and '0' is missing"),
+    ],
+)
+def test_other_classes_than_those_of_the_known_set(name, change, line, untouched):
+    classes = [change.get(c, c) for c in (*table.KNOWN[name].names, "") if change.get(c, c)]
+    make_folder(untouched, classes=classes, size=(32, 32))
+    refuse(
+        name, untouched, rf"train are not those of {name} \({line}\): rename them, or load them as data set 'folder'"
+    )
+
+
+def test_what_lies_in_the_folder_wins_over_the_system(tmp_path, monkeypatch):
+    own, system = tmp_path / "own", tmp_path / "system"
+    write_fashion_mnist(system)
+    known = replace(table.KNOWN["fashion-mnist"], places=("FashionMNIST/raw", system))
+    monkeypatch.setitem(table.KNOWN, "fashion-mnist", known)
+    make_folder(own, classes=[str(i) for i in range(10)], size=(28, 28), mode="L")
+    with pytest.warns(UserWarning, match=r"\(30, 10\) training and test images"):
+        dataset = load_dataset("fashion-mnist", own, progress=False)
+    assert (len(dataset.train), len(dataset.test)) == (30, 10)
+    shutil.rmtree(own / "train")  # what is not whole is said, not replaced
+    refuse("fashion-mnist", own, "there is no folder .*own/train")
+    write_fashion_mnist(own, n=30)
+    with pytest.warns(UserWarning, match="is read from its files in .*own, not from train/ and test/ in .*own"):
+        assert len(load_dataset("fashion-mnist", own).train) == 30
+    with pytest.warns(UserWarning, match="differ"):
+        assert len(load_dataset("fashion-mnist", tmp_path / "empty").train) == 20
+
+
+def test_files_that_are_not_the_published_ones(tmp_path):
+    write_fashion_mnist(tmp_path)
+    said = r"\(20 training and 20 test images\): train-images-idx3-ubyte and .* differ from the published files"
+    with pytest.warns(UserWarning, match=said):
+        load_dataset("fashion-mnist", tmp_path)
+
+
+def test_published_archives_are_known_by_their_sum(tmp_path, monkeypatch):
+    write_fashion_mnist(tmp_path)
+    sums = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in tmp_path.glob("*.gz")]
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", sums)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_dataset("fashion-mnist", tmp_path)
+
+
+@pytest.mark.parametrize("how", ["bomb", "claims", "longer", "shape"])
+def test_idx_files_that_are_not_what_they_say(how, untouched):
+    write_fashion_mnist(untouched)
+    n, rest = {"bomb": (20, 2**28), "claims": (2**32 - 1, 0), "longer": (20, 1), "shape": (20, 0)}[how]
+    size = 14 if how == "shape" else 28
+    data = struct.pack(">BBBB3I", 0, 0, 8, 3, n, size, size) + bytes(20 * size * size)
+    with gzip.open(untouched / "train-images-idx3-ubyte.gz", "wb", compresslevel=1) as file:
+        file.write(data)
+        for _ in range(rest >> 20):
+            file.write(bytes(1 << 20))
+        file.write(bytes(rest % (1 << 20)))
+    tracemalloc.start()
+    refuse(
+        "fashion-mnist", untouched, "(is longer than it says|says that it holds .*expected .28, 28. each, and at most)"
+    )
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
+def test_half_of_a_download_that_was_killed_is_removed(tmp_path, any_checksum):
+    images = write_cifar(tmp_path)
+    (tmp_path / ".fetching-abcd").mkdir()
+    (tmp_path / ".fetching-abcd" / "half.tar.gz").touch()
+    assert np.array_equal(load_dataset("cifar10", tmp_path).train.images, images)
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-py"]
 
 
 def test_folder_that_is_not_the_named_set(untouched):
