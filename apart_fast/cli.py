@@ -1,4 +1,4 @@
-"""The command line: `apart-fast train | evaluate | analyze | report | demo`, and `python train.py`.
+"""The command line: `apart-fast check | train | evaluate | analyze | report | demo`, and `python train.py`.
 
 A command is imported after its words have been read: `--help`, a wrong flag and a wrong path do not wait for torch.
 """
@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple, Union
 import tyro
 
 from apart_fast.analysis.settings import CollapseConfig, CurvesConfig, GradientsConfig, PerturbationsConfig
+from apart_fast.check.settings import CheckConfig
 from apart_fast.errors import Stopped, UserError
 from apart_fast.files import NO_ROOM
 from apart_fast.report.settings import ReportConfig
@@ -73,6 +74,7 @@ ANALYSES = {
     "gradients": Command(GradientsConfig, "apart_fast.analysis.gradients:run", _look_at_runs),
 }
 COMMANDS: dict[str, Command | Group] = {
+    "check": Command(CheckConfig, "apart_fast.commands.check:run", CheckConfig.check),
     "train": TRAIN,
     "evaluate": Command(EvaluateConfig, "apart_fast.commands.evaluate:run", _look_at_checkpoint),
     "analyze": Group("What happened in finished runs: pictures (PNG, SVG) and numbers (JSON).", ANALYSES),

@@ -3,14 +3,14 @@ take relu along against the kernels without it and torch's own relu."""
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from apart_fast import kernels
-from apart_fast.kernels import KERNELS, Crops
+from apart_fast.kernels import KERNELS
+from apart_fast.kernels.workloads import WORKLOADS, Maker, Workload
 from apart_fast.measure.interleave import interleave
 from apart_fast.training.execution import compiler_fault
 from benchmarks.conftest import Rival
@@ -18,91 +18,7 @@ from benchmarks.conftest import Rival
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # on a GPU enough that nothing stays in the cache, and that a kernel runs for longer than its launch takes the host
 BATCH, POINT_BATCH, CALLS, ROUNDS = (32768, 4096, 20, 20) if DEVICE == "cuda" else (128, 128, 3, 9)
-H, W, C, P, EPS = 32, 32, 3, 4, 8 / 255
-PIXELS = BATCH * H * W * C
-POINT = (POINT_BATCH, 64, 32, 32)  # activations at a block point
-POINT_VALUES = POINT_BATCH * 64 * 32 * 32
-
-
-@dataclass(frozen=True)
-class Case:
-    """Arguments of a kernel, and the bytes it has to move (its docstring says how many an element)."""
-
-    args: tuple
-    bytes: int
-    options: dict
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator(DEVICE).manual_seed(0)
-
-
-def _normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(shape, device=DEVICE, generator=_generator()).to(dtype)
-
-
-def _scalar(value: float) -> torch.Tensor:
-    return torch.tensor(value, device=DEVICE)
-
-
-def _images() -> torch.Tensor:
-    return torch.rand(BATCH, H, W, C, device=DEVICE, generator=_generator())
-
-
-def _crops() -> Crops:
-    generator = _generator()
-    offsets = torch.randint(0, 2 * P + 1, (BATCH, 2), device=DEVICE, generator=generator)
-    flips = torch.rand(BATCH, device=DEVICE, generator=generator) < 0.5
-    indices = torch.randperm(BATCH, device=DEVICE, generator=generator)
-    return Crops(indices, indices, offsets, flips)
-
-
-def _store() -> torch.Tensor:
-    return _normal(BATCH, H + 2 * P, W + 2 * P, C).clamp(-1, 1).half()
-
-
-def _activation(dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return _normal(*POINT, dtype=dtype).to(memory_format=torch.channels_last)
-
-
-def _start() -> Case:
-    images = (_images() * 255).to(torch.uint8)
-    memory = dict(store=_store(), scale=_scalar(0.01), eps=EPS)
-    return Case((images, _crops(), P), PIXELS * (1 + 2 + 12), memory)
-
-
-def _learned_step() -> Case:
-    d0 = 0.01 * _normal(BATCH, H, W, C)
-    return Case((_images(), d0, _normal(BATCH, H, W, C), _scalar(0.01), EPS), PIXELS * 17, {})
-
-
-def _update_omega() -> Case:
-    code = torch.randint(-1, 6, (BATCH, H, W, C), dtype=torch.int8, device=DEVICE, generator=_generator())
-    sizes = dict(padding=P, alpha=_scalar(0.01), alpha_omega=_scalar(0.01), eps=EPS)
-    return Case((_normal(BATCH, H, W, C), code, _store(), _crops()), PIXELS * (4 + 1 + 2 * 2), sizes)
-
-
-def _projected_step() -> Case:
-    x = _images()
-    return Case((x, x.clone(), _normal(BATCH, H, W, C), 2 / 255, EPS), PIXELS * 16, {})
-
-
-def _signs() -> torch.Tensor:
-    return _activation().sign().to(torch.int8)
-
-
-CASES: dict[str, Callable[[], Case]] = {
-    "start": _start,
-    "learned_step": _learned_step,
-    "update_omega": _update_omega,
-    "capture_sign": lambda: Case((_activation(),), POINT_VALUES * 3, {}),
-    "add_sign": lambda: Case((_activation(), _signs(), _scalar(0.01)), POINT_VALUES * 5, {}),
-    "sign_dot": lambda: Case((_activation(), _signs()), POINT_VALUES * 3, {}),
-    "relu_capture_sign": lambda: Case((_activation(), _activation().flip(0)), POINT_VALUES * 7, {}),
-    "relu_add_sign": lambda: Case((_activation(), _signs(), _scalar(0.01)), POINT_VALUES * 5, {}),
-    "relu_sign_dot": lambda: Case((_activation(), _activation().flip(0), _signs()), POINT_VALUES * 7, {}),
-    "projected_step": _projected_step,
-}
+POINT_VALUES = Maker(DEVICE, BATCH, POINT_BATCH).point_values
 
 
 def _relu_backward(grad: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
@@ -117,10 +33,10 @@ SEPARATE: dict[str, tuple[Callable, int]] = {
 }
 
 
-def measure(name: str) -> tuple[dict[str, Callable], Case]:
+def measure(name: str) -> tuple[dict[str, Callable], Workload]:
     """What can be called for a kernel, each checked against the twin: `kernel` (GPU), `twin`, `compiled twin`, and
     `separate` calls."""
-    kernel, case = KERNELS[name], CASES[name]()
+    kernel, case = KERNELS[name], WORKLOADS[name](Maker(DEVICE, BATCH, POINT_BATCH))
     found = {"twin": kernel.twin} | ({"kernel": kernel.function} if DEVICE == "cuda" else {})
     if compiler_fault(torch.device(DEVICE)) is None:
         found["compiled twin"] = torch.compile(kernel.twin, dynamic=False)
@@ -139,7 +55,7 @@ def measure(name: str) -> tuple[dict[str, Callable], Case]:
     return found, case
 
 
-def _outputs(function: Callable, case: Case) -> list[torch.Tensor]:
+def _outputs(function: Callable, case: Workload) -> list[torch.Tensor]:
     """All that the call gives back, and a store that it alters."""
     args, options = copy.deepcopy((case.args, case.options))
     with torch.no_grad():
@@ -155,7 +71,7 @@ def _close(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
     return torch.allclose(mine, theirs, rtol=tolerance, atol=tolerance * theirs.abs().max().item())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", WORKLOADS)
 def test_kernel(name, record):
     found, case = measure(name)
     source = torch.zeros(case.bytes // 2, dtype=torch.uint8, device=DEVICE)  # read once, written once
@@ -173,5 +89,5 @@ def test_kernel(name, record):
 
 
 @torch.no_grad()
-def _call(function: Callable, case: Case) -> None:
+def _call(function: Callable, case: Workload) -> None:
     function(*case.args, **case.options)

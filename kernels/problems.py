@@ -5,7 +5,7 @@ For the tests and for `verify.py`. `CALLS` has a builder for each kernel of `KER
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -268,11 +268,21 @@ def poisoned() -> Iterator[None]:
         torch.empty, torch.empty_like = before
 
 
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """All tensors among `values`, also those in crops, lists and tuples."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Crops):
+            yield from tensors_in(vars(value).values())
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
 def outcome(function: Callable, call: Call) -> tuple[list[Tensor | None], list[Tensor]]:
     """What `function` returns for the call, and the tensors that it was given, as it left them; the call's own stay
     as they are."""
     given = copy.deepcopy(call.args)  # keeps the strides
     with poisoned(), torch.no_grad():
         out = function(*given, **call.options)
-    inputs = [t for a in given for t in (vars(a).values() if isinstance(a, Crops) else [a])]
-    return list(out) if isinstance(out, tuple) else [out], [t for t in inputs if isinstance(t, torch.Tensor)]
+    return list(out) if isinstance(out, tuple) else [out], list(tensors_in(given))

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apart_fast import kernels
 from apart_fast.kernels import KERNELS
-from apart_fast.kernels.crop import Crops
+from apart_fast.kernels.launch import HAS_TRITON
 from apart_fast.kernels.problems import (
     CALLS,
     EPS,
@@ -23,6 +24,7 @@ from apart_fast.kernels.problems import (
     Device,
     example_arguments,
     outcome,
+    tensors_in,
 )
 
 # what two right results may differ by, relative to values of at least 1
@@ -73,7 +75,7 @@ def small_calls(name: str, device: Device) -> Iterator[Call]:
         **{name: [(SMALL_POINT, d, "channels_last") for d in (fp32, bf16)] for name in CALLS if "sign" in name},
         **{name: [(SMALL_POINT, d, channels_last) for d in (fp32, bf16)] for name in CALLS if "relu" in name},
     }
-    return (CALLS[name](device, *args) for args in arguments[name])
+    return (CALLS[name](device, *args) for args in arguments.get(name, []))
 
 
 def many_calls(name: str, device: Device, shapes: int | None = None) -> Iterator[Call]:
@@ -125,6 +127,8 @@ def in_float64(call: Call) -> Call:
     def wide(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.double() if value.is_floating_point() else value
+        if isinstance(value, list):
+            return [wide(v) for v in value]
         return torch.tensor(value, dtype=torch.float32).item() if isinstance(value, float) else value
 
     options = {name: wide(value) for name, value in call.options.items()}
@@ -135,8 +139,7 @@ def in_float64(call: Call) -> Call:
 
 def describe(call: Call) -> str:
     """Shapes and dtypes of the tensors of a call, in short."""
-    tensors = [t for a in (*call.args, *call.options.values()) for t in (vars(a).values() if _is_crops(a) else [a])]
-    seen = [t for t in tensors if isinstance(t, Tensor) and t.ndim == 4]
+    seen = [t for t in tensors_in((*call.args, *call.options.values())) if t.ndim == 4]
     return ", ".join(f"{'x'.join(map(str, t.shape))} {str(t.dtype).removeprefix('torch.')}" for t in seen)
 
 
@@ -144,10 +147,6 @@ def first_line(error: BaseException) -> str:
     """Kind and first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}{': ' + lines[0] if lines else ''}"
-
-
-def _is_crops(value: object) -> bool:
-    return isinstance(value, Crops)
 
 
 def _amount(error: float, unequal: float) -> str:
@@ -158,8 +157,7 @@ def _magnitudes(call: Call) -> float | None:
     """Bound of the sums that a call makes; None where it makes none."""
     if call.exact:
         return None
-    first = call.args[0].float()
-    return first.abs().sum().item()
+    return next(tensors_in(call.args)).float().abs().sum().item()
 
 
 def _compare(mine: Tensor | None, theirs: Tensor | None, sums: float | None, ties: float) -> tuple[float, float, bool]:
@@ -182,3 +180,13 @@ def _compare(mine: Tensor | None, theirs: Tensor | None, sums: float | None, tie
         # mine may be float32 where theirs is its float64 reference
         allowed = b.abs().nan_to_num(0.0, 0.0, 0.0).clamp_min(1.0) * max(TOLERANCE[mine.dtype], TOLERANCE[theirs.dtype])
     return gaps.max().item(), 0.0, bool((gaps > allowed).any())
+
+
+def replace_wrong_kernels(device: Device, tell: Callable[[str], object]) -> None:
+    """Let the twin do the work of each kernel that `quick_kernel_check` finds wrong, and `tell` so in one line each."""
+    disable = getattr(kernels, "disable", None)
+    if not HAS_TRITON or disable is None:
+        return
+    for name, fault in quick_kernel_check(device).items():
+        disable(name, fault)
+        tell(f"note: the kernel {name} {fault}: going on with its plain twin, which is slower (apart-fast check)")
