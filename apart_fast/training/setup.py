@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from apart_fast.device import pick_device
 from apart_fast.errors import UserError
+from apart_fast.kernels.verify import replace_wrong_kernels
 from apart_fast.loaders import Dataset, Loader, Split, fingerprint, make_loader, subset, take_validation
 from apart_fast.models import build_model
 from apart_fast.models.channels_last import any_layout
@@ -72,6 +73,8 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset) -> Parts:
         UserError: bad settings or data (one line says what to do).
     """
     device = pick_device(config.device)
+    if device.type == "cuda":
+        replace_wrong_kernels(device, tqdm.write)
     amp = AMP_DTYPES[config.amp_dtype] if config.amp else None
     if amp == torch.bfloat16 and not has_bfloat16(device):
         tqdm.write(f"note: this {device.type.upper()} emulates bfloat16: the run is quicker without --amp")
