@@ -1,7 +1,10 @@
-"""The device that work runs on: which one, and how host memory is kept."""
+"""What work runs on: which device, how many CPU cores, and how host memory is kept."""
 
 import ctypes
+import math
+import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -30,6 +33,56 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device("cuda", device.index or 0)  # torch does not take one without an index as the current one
         torch.cuda.set_device(device)  # streams, graphs and events belong to it
     return device
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """How many CPU cores this process may keep busy, at least 1: those that it may run on (taskset, cpusets, Slurm), at
+    most the CPU quota of its control groups (docker --cpus), rounded up, and NUMBA_NUM_THREADS.
+
+    Args:
+        root: folder of `proc` and `sys`.
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        cores = os.cpu_count() or 1
+    threads = os.environ.get("NUMBA_NUM_THREADS", "").strip()
+    limits = [cores, *map(math.ceil, _cpu_quotas(root)), *([int(threads)] if threads.isdecimal() else [])]
+    return max(min(limits), 1)
+
+
+def _cpu_quotas(root: Path) -> list[float]:
+    """Cores that the control groups around this process leave it (versions 1 and 2); none where there is no limit."""
+    quotas = []
+    mounted = root / "sys/fs/cgroup"
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # another system
+        return []
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = mounted / controllers
+        if controllers and not top.exists():
+            top = mounted / "cpu"
+        inner = top / path.strip("/")
+        # in a container the path may be the host's: what is mounted is the container's own group
+        above = [inner, *(folder for folder in inner.parents if folder.is_relative_to(top))]
+        quotas += [quota for folder in above if (quota := _cpu_quota(folder)) is not None]
+    return quotas
+
+
+def _cpu_quota(group: Path) -> float | None:
+    """Cores of one control group; None without a limit."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return float(quota) / float(period) if float(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):  # "max": no limit
+        return None
 
 
 def keep_freed_memory() -> bool:

@@ -14,19 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apart_fast.device import usable_cores
 from apart_fast.errors import UserError
 from apart_fast.files import atomic_path, atomic_write
 from apart_fast.loaders.base import Loader, to_device
 from apart_fast.loaders.datasets.splits import Split, fingerprint
 from apart_fast.loaders.plan import EpochPlan
 
+MOST_WORKERS = 8  # where no number is asked for: more only make numba's compilation slower
+
 
 class FfcvLoader(Loader):
     """Batches read from `<cache>/<name>-<fingerprint>.beton`, which is written when there is none for this content.
 
-    The file holds the whole split, so that all ranks share it; each reads its own shard. `workers` are threads; one
-    reads hundreds of thousands of small images a second, and more of them make numba's compilation slower. The first
-    batch of a loader waits a few seconds for that compilation.
+    The file holds the whole split, so that all ranks share it; each reads its own shard. `workers` are threads, no
+    more of them than cores that may be used; one reads hundreds of thousands of small images a second, and more make
+    numba's compilation slower. The first batch of a loader waits a few seconds for that compilation.
 
     Args:
         cache: folder of the .beton file; by default the split's own.
@@ -39,8 +42,8 @@ class FfcvLoader(Loader):
 
     @staticmethod
     def default_workers() -> int:
-        """One for each core."""
-        return os.cpu_count() or 1
+        """One for each core that may be used, at most `MOST_WORKERS`."""
+        return min(usable_cores(), MOST_WORKERS)
 
     def __init__(self, split: Split, *, cache: str | os.PathLike | None = None, **options: Any) -> None:
         super().__init__(split, **options)
@@ -51,7 +54,7 @@ class FfcvLoader(Loader):
         self.path = Path(folder) / f"{split.name}-{fingerprint(split)}.beton"
         _provide(self.path, lambda path: backend.write(path, split, self.progress))
         self._rows = torch.arange(self.batch_size, device=self.device)
-        self._source = backend.Source(self.path, self.batch_size, min(max(self.workers, 1), os.cpu_count() or 1))
+        self._source = backend.Source(self.path, self.batch_size, min(max(self.workers, 1), usable_cores()))
 
     def _fetch(self, plan: EpochPlan, begin: int, order: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         positions = self.shard[plan.order[begin:]]

@@ -31,8 +31,9 @@ _POLL = 1.0  # seconds between looks at whether the reader's thread is still ali
 
 
 def _set_numba_threads(cls: type[Compiler], n: int) -> None:
-    cls.num_threads = n
-    numba.set_num_threads(n)
+    most = vars(numba.config)["NUMBA_NUM_THREADS"]  # numba refuses more, and `taskset -c 0` leaves 1
+    cls.num_threads = min(n, most)
+    numba.set_num_threads(cls.num_threads)
 
 
 # FFCV would set torch's threads as well, and again from its own thread at every epoch
