@@ -23,7 +23,8 @@ def check(given: Given) -> list[Line]:
     def look(kind: str) -> Line:
         if kind in PARTS and not PARTS[kind].there():
             return Line(kind, "missing", PARTS[kind].bring)
-        return _compare(kind, reference if kind == REFERENCE else _first_batches(kind, split, given), reference)
+        mine = reference if kind == REFERENCE else _first_batches(kind, split, given)
+        return _compare(kind, mine, reference, split)
 
     kinds = [REFERENCE, *(kind for kind in LOADERS if kind != REFERENCE)]
     return [attempt(kind, partial(look, kind)) for kind in kinds]
@@ -44,7 +45,10 @@ def _contents(batch: Batch) -> list[Tensor]:
     return [t.cpu().clone() for t in parts]
 
 
-def _compare(kind: str, mine: list[list[Tensor]], reference: list[list[Tensor]]) -> Line:
+def _compare(kind: str, mine: list[list[Tensor]], reference: list[list[Tensor]], split: Split) -> Line:
+    for images, labels, indices, _, _ in mine:
+        if not torch.equal(images, split.images[indices]) or not torch.equal(labels, split.labels[indices]):
+            return judged(kind, False, "other images or labels than those of the data")
     names = ("images", "labels", "indices", "offsets", "flips")
     unequal = {
         name
@@ -54,5 +58,5 @@ def _compare(kind: str, mine: list[list[Tensor]], reference: list[list[Tensor]])
     }
     if unequal:
         return judged(kind, False, f"other {', '.join(sorted(unequal))} than {REFERENCE}")
-    text = "its images are those asked for" if kind == REFERENCE else f"the same batches as {REFERENCE}"
+    text = "its images and labels are those of the data" if kind == REFERENCE else f"the same batches as {REFERENCE}"
     return judged(kind, True, text)

@@ -40,7 +40,7 @@ def page(found: dict[str, list[Line]]) -> str:
             rows += [f"{head}{folded[0]}".rstrip(), *(" " * len(head) + more for more in folded[1:])]
         rows += [""]
     faults = wrong(found)
-    rows += ["All that was run is right." if not faults else f"Wrong: {'; '.join(faults)}."]
+    rows += textwrap.wrap("All that was run is right." if not faults else f"Wrong: {'; '.join(faults)}.", width)
     return "\n".join(rows)
 
 

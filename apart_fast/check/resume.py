@@ -11,7 +11,7 @@ from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.training.trainer import Trainer
 
-IMAGES, BATCH, STEPS = 48, 8, 4
+IMAGES, BATCH, STEPS, WIDTH = 48, 8, 4, 0.25
 WITHIN = 1e-2  # on a GPU, relative: convolutions may sum in another order
 
 
@@ -22,7 +22,7 @@ def check(given: Given) -> list[Line]:
     data = drawn_data(IMAGES, given.folder)
     config = TrainConfig(
         dataset="drawn",
-        width=0.25,
+        width=WIDTH,
         batch_size=BATCH,
         val_images=BATCH,
         probe_images=0,

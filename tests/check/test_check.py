@@ -23,12 +23,14 @@ VERDICTS = {"ok", "differs", "fails", "missing", "not run", "use", "leave out"}
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """All of it in seconds."""
+    for module in (steps, resume):
+        monkeypatch.setattr(module, "WIDTH", 0.125)
     monkeypatch.setattr(steps, "IMAGES", 8)
     monkeypatch.setattr(resume, "BATCH", 4)
     monkeypatch.setattr(resume, "IMAGES", 24)
     monkeypatch.setattr(loading, "LOADERS", ["resident", "dataloader"])  # FFCV compiles for seconds
     monkeypatch.setattr(speed, "COPY", {"cpu": 2**20})
-    monkeypatch.setattr(speed, "STEP", {"cpu": (0.25, 4)})
+    monkeypatch.setattr(speed, "STEP", {"cpu": (0.125, 4)})
     monkeypatch.setattr(speed, "matrix_peak", lambda device, dtype: 1e9)
 
 
