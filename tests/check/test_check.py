@@ -181,6 +181,7 @@ def test_the_quick_check_finds_what_is_wrong(monkeypatch):
     assert found["capture_sign"].startswith("differs from its twin by 100.0% of its numbers (8x16x16x16 float32")
 
     disabled, told = {}, []
+    monkeypatch.setattr(kernels, "active", lambda: dict.fromkeys(KERNELS, "triton"), raising=False)
     monkeypatch.setattr(kernels, "disable", lambda name, reason: disabled.update({name: reason}), raising=False)
     verify.replace_wrong_kernels("cpu", told.append)
     assert disabled == found and len(told) == 3
