@@ -1,4 +1,5 @@
-"""Fused kernels of the adversarial step. CUDA tensors take the Triton kernels, others (and float64) the plain twins.
+"""Fused kernels of the adversarial step. CUDA tensors take the Triton kernels, others (and float64) the plain twins;
+`use` and `disable` let CUDA tensors take the twins too, and `active` says which do what.
 
 KERNELS lists them by name for tests and benchmarks.
 """
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from apart_fast.kernels.crop import Crops, gather_crop, scatter_crop
+from apart_fast.kernels.dispatch import active, disable, use
 from apart_fast.kernels.learned_step import learned_step, learned_step_torch, learned_step_triton
 from apart_fast.kernels.point import (
     add_sign,
@@ -61,8 +63,10 @@ __all__ = [
     "KERNELS",
     "Crops",
     "Kernel",
+    "active",
     "add_sign",
     "capture_sign",
+    "disable",
     "gather_crop",
     "learned_step",
     "projected_step",
@@ -73,6 +77,7 @@ __all__ = [
     "sign_dot",
     "start",
     "update_omega",
+    "use",
 ]
 
 if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of ours

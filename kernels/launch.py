@@ -33,11 +33,6 @@ def cdiv(n: int, size: int) -> int:
     return -(-n // size)
 
 
-def on_gpu(*tensors: torch.Tensor) -> bool:
-    """True if a call on these tensors goes to the Triton kernel: on a CUDA device and none in float64."""
-    return HAS_TRITON and tensors[0].is_cuda and all(t.dtype != torch.float64 for t in tensors)
-
-
 @dataclass(frozen=True)
 class Launch:
     """One kernel launch: `kernel[grid](*args, **constexprs)`, and the tensors that it fills."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from apart_fast.errors import UserError
-from apart_fast.kernels.launch import Launch, cdiv, clip, jit, on_gpu, sign, tl
+from apart_fast.kernels.dispatch import on_gpu
+from apart_fast.kernels.launch import Launch, cdiv, clip, jit, sign, tl
 from apart_fast.kernels.point import capture_sign_torch
 
 BLOCK = 1024
@@ -93,4 +94,4 @@ def learned_step(x: Tensor, d0: Tensor | None, g0: Tensor, alpha: Tensor, eps: f
     Source: APART steps 2 and 4. UserError for a wrong dtype or shape.
     """
     given = [t for t in (x, d0, g0, alpha) if t is not None]
-    return (learned_step_triton if on_gpu(*given) else learned_step_torch)(x, d0, g0, alpha, eps)
+    return (learned_step_triton if on_gpu("learned_step", *given) else learned_step_torch)(x, d0, g0, alpha, eps)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from apart_fast.kernels.launch import Launch, cdiv, jit, on_gpu, sign, tl
+from apart_fast.kernels.dispatch import on_gpu
+from apart_fast.kernels.launch import Launch, cdiv, jit, sign, tl
 from apart_fast.kernels.layout import dense, flat, laid_out_like
 
 BLOCK = 2048  # 16 elements a thread: one 128-bit access for int8, two for 16-bit floats
@@ -135,7 +136,7 @@ def capture_sign(g: Tensor) -> Tensor:
 
     Source: APART step 1, sign(h_b).
     """
-    return (capture_sign_triton if on_gpu(g) else capture_sign_torch)(g)
+    return (capture_sign_triton if on_gpu("capture_sign", g) else capture_sign_torch)(g)
 
 
 @torch.no_grad()
@@ -147,7 +148,7 @@ def add_sign(a: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
 
     Source: APART step 3. ValueError if the shapes differ.
     """
-    return (add_sign_triton if on_gpu(a, alpha) else add_sign_torch)(a, s, alpha)
+    return (add_sign_triton if on_gpu("add_sign", a, alpha) else add_sign_torch)(a, s, alpha)
 
 
 @torch.no_grad()
@@ -158,4 +159,4 @@ def sign_dot(grad: Tensor, s: Tensor) -> Tensor:
 
     Source: APART step 4, dL1/dalpha_b. ValueError if the shapes differ.
     """
-    return (sign_dot_triton if on_gpu(grad) else sign_dot_torch)(grad, s)
+    return (sign_dot_triton if on_gpu("sign_dot", grad) else sign_dot_torch)(grad, s)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from apart_fast.errors import UserError
-from apart_fast.kernels.launch import Launch, cdiv, clip, jit, on_gpu, sign, tl
+from apart_fast.kernels.dispatch import on_gpu
+from apart_fast.kernels.launch import Launch, cdiv, clip, jit, sign, tl
 from apart_fast.kernels.layout import dense, laid_out_like
 from apart_fast.kernels.point import capture_sign_torch
 
@@ -64,4 +65,5 @@ def projected_step(x: Tensor, xk: Tensor, g: Tensor, size: float, bound: float) 
 
     UserError for a wrong dtype, ValueError if the shapes differ.
     """
-    return (projected_step_triton if on_gpu(x, xk, g) else projected_step_torch)(x, xk, g, size, bound)
+    call = projected_step_triton if on_gpu("projected_step", x, xk, g) else projected_step_torch
+    return call(x, xk, g, size, bound)

@@ -10,7 +10,8 @@ as in torch.
 import torch
 from torch import Tensor
 
-from apart_fast.kernels.launch import Launch, cdiv, jit, on_gpu, sign, tl
+from apart_fast.kernels.dispatch import on_gpu
+from apart_fast.kernels.launch import Launch, cdiv, jit, sign, tl
 from apart_fast.kernels.layout import dense, laid_out_like
 from apart_fast.kernels.point import BLOCK, capture_sign_torch, chunks, compute_dtype, sign_dot_torch
 
@@ -135,7 +136,7 @@ def relu_capture_sign(grad: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: APART step 1, sign(h_b). ValueError if the shapes differ.
     """
-    return (relu_capture_sign_triton if on_gpu(grad, a) else relu_capture_sign_torch)(grad, a)
+    return (relu_capture_sign_triton if on_gpu("relu_capture_sign", grad, a) else relu_capture_sign_torch)(grad, a)
 
 
 @torch.no_grad()
@@ -147,7 +148,7 @@ def relu_add_sign(z: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
 
     Source: APART step 3. ValueError if the shapes differ.
     """
-    return (relu_add_sign_triton if on_gpu(z, alpha) else relu_add_sign_torch)(z, s, alpha)
+    return (relu_add_sign_triton if on_gpu("relu_add_sign", z, alpha) else relu_add_sign_torch)(z, s, alpha)
 
 
 @torch.no_grad()
@@ -161,4 +162,4 @@ def relu_sign_dot(grad: Tensor, z: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: APART step 4, dL1/dalpha_b. ValueError if the shapes differ.
     """
-    return (relu_sign_dot_triton if on_gpu(grad, z) else relu_sign_dot_torch)(grad, z, s)
+    return (relu_sign_dot_triton if on_gpu("relu_sign_dot", grad, z) else relu_sign_dot_torch)(grad, z, s)

@@ -9,7 +9,8 @@ from torch import Tensor
 from apart_fast.errors import UserError
 from apart_fast.kernels.codec import LEVELS, check_store, load_value
 from apart_fast.kernels.crop import Crops, gather_crop, source_pixel
-from apart_fast.kernels.launch import Launch, cdiv, clip, jit, on_gpu, tl
+from apart_fast.kernels.dispatch import on_gpu
+from apart_fast.kernels.launch import Launch, cdiv, clip, jit, tl
 
 GRAY = 0.5  # what lies outside the image
 BLOCK = 1024
@@ -200,5 +201,5 @@ def start(
     Source: APART step 1. UserError for a wrong dtype, shape or combination.
     """
     floats = [t for t in (noise, store, scale) if t is not None]
-    call = start_triton if dtype != torch.float64 and on_gpu(images, *floats) else start_torch
+    call = start_triton if dtype != torch.float64 and on_gpu("start", images, *floats) else start_torch
     return call(images, crops, padding, dtype=dtype, noise=noise, store=store, scale=scale, eps=eps)

@@ -10,7 +10,8 @@ from torch import Tensor
 from apart_fast.errors import UserError
 from apart_fast.kernels.codec import LEVELS, check_store, encode, load_value, store_value
 from apart_fast.kernels.crop import Crops, gather_crop, scatter_crop, source_pixel
-from apart_fast.kernels.launch import Launch, cdiv, clip, jit, on_gpu, sign, tl
+from apart_fast.kernels.dispatch import on_gpu
+from apart_fast.kernels.launch import Launch, cdiv, clip, jit, sign, tl
 from apart_fast.kernels.point import capture_sign_torch
 
 BLOCK = 1024
@@ -173,5 +174,5 @@ def update_omega(
 
     Source: APART steps 4 and 5. UserError for a wrong dtype or shape, ValueError without indices.
     """
-    call = update_omega_triton if on_gpu(g1, store, alpha, alpha_omega) else update_omega_torch
+    call = update_omega_triton if on_gpu("update_omega", g1, store, alpha, alpha_omega) else update_omega_torch
     return call(g1, code, store, crops, padding=padding, alpha=alpha, alpha_omega=alpha_omega, eps=eps)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from apart_fast import kernels
 from apart_fast.kernels import KERNELS
-from apart_fast.kernels.launch import HAS_TRITON
 from apart_fast.kernels.problems import (
     CALLS,
     EPS,
@@ -185,9 +184,7 @@ def _compare(mine: Tensor | None, theirs: Tensor | None, sums: float | None, tie
 
 def replace_wrong_kernels(device: Device, tell: Callable[[str], object]) -> None:
     """Let the twin do the work of each kernel that `quick_kernel_check` finds wrong, and `tell` so in one line each."""
-    disable = getattr(kernels, "disable", None)
-    if not HAS_TRITON or disable is None:
-        return
-    for name, fault in quick_kernel_check(device).items():
-        disable(name, fault)
+    names = [name for name, how in kernels.active().items() if how == "triton" and name in KERNELS]
+    for name, fault in quick_kernel_check(device, names).items():
+        kernels.disable(name, fault)
         tell(f"note: the kernel {name} {fault}: going on with its plain twin, which is slower (apart-fast check)")

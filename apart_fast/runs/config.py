@@ -23,7 +23,7 @@ else:  # the flags take the names of the tables
 DATASETS = ", ".join(DATASET_NAMES)
 FAMILY = ", ".join(name + "-K" * takes_steps for name, (_, takes_steps, _) in METHODS.items())
 
-MOVABLE = ("data_dir", "download", "device", "workers", "progress")  # what a resumed run may set anew
+MOVABLE = ("data_dir", "download", "device", "kernels", "workers", "progress")  # what a resumed run may set anew
 
 
 @dataclass
@@ -114,6 +114,9 @@ class TrainConfig:
     deterministic: bool = False
     """Repeatable bits on a GPU: no search for the quickest convolutions, deterministic algorithms where torch has them.
     Slower. On a CPU it changes nothing: its runs are repeatable anyway."""
+    kernels: Literal["auto", "triton", "torch"] = "auto"
+    """What does the arithmetic of a step on a GPU besides the network: Triton kernels (triton), plain PyTorch, slower
+    (torch), or Triton where it works and else PyTorch (auto)."""
     device: str | None = None
     """cuda, cuda:1, cpu, ... None: a GPU if there is one."""
     threads: int | None = None
@@ -143,7 +146,7 @@ class TrainConfig:
     """Run folder. None: runs/<dataset>-<method>-<time>."""
     resume: Path | None = None
     """Go on with the run in this folder, from its last checkpoint. Its settings hold; only --data-dir,
-    --download, --device, --workers and --progress may differ (their default values count as not given)."""
+    --download, --device, --kernels, --workers and --progress may differ (their default values count as not given)."""
     checkpoint_every: int | None = None
     """Epochs between checkpoints of the whole state. None: by time, so that they take at most about 2 % of the
     training: after an epoch, and in a long one every two minutes. Also written at the end, on SIGTERM and Ctrl-C."""

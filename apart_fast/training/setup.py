@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from apart_fast import kernels
 from apart_fast.device import pick_device
 from apart_fast.errors import UserError
 from apart_fast.kernels.verify import replace_wrong_kernels
@@ -73,6 +74,7 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset) -> Parts:
         UserError: bad settings or data (one line says what to do).
     """
     device = pick_device(config.device)
+    kernels.use(config.kernels, device)
     if device.type == "cuda":
         replace_wrong_kernels(device, tqdm.write)
     amp = AMP_DTYPES[config.amp_dtype] if config.amp else None

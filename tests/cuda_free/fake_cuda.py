@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from apart_fast.kernels import dispatch
 from apart_fast.kernels.launch import Launch
 from apart_fast.kernels.layout import is_dense
 
@@ -181,6 +182,9 @@ def fake_cuda() -> Iterator[Cuda]:
         for kind in (torch.Tensor, torch.nn.Parameter):
             stack.enter_context(mock.patch.object(kind, "__deepcopy__", _copied))
         stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", _converted))
+        # Triton is taken to work, and what a test chooses ends with it
+        stack.enter_context(mock.patch.object(dispatch, "triton_fault", lambda: None))
+        stack.enter_context(mock.patch.object(dispatch, "_state", dispatch._State()))
         stack.enter_context(_Mode(allow_non_fake_inputs=True))
         stack.enter_context(_Functions())
         yield cuda
