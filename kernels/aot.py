@@ -88,80 +88,112 @@ def _update_omega(
     return plan
 
 
-def _learned_step(shape: tuple[int, ...], g: torch.dtype, *, d0: bool = True) -> Callable[[], Launch]:
-    def plan() -> Launch:
-        start = _empty(*shape) if d0 else None
-        return plan_learned_step(_empty(*shape), start, _empty(*shape, dtype=g), _empty(), 8 / 255)
-
-    return plan
+def _learned_step(shape: tuple[int, ...], g: torch.dtype) -> Callable[[], Launch]:
+    return lambda: plan_learned_step(_empty(*shape), _empty(*shape), _empty(*shape, dtype=g), _empty(), 8 / 255)
 
 
 def _projected(shape: tuple[int, ...], g: torch.dtype) -> Callable[[], Launch]:
     return lambda: plan_projected_step(_empty(*shape), _empty(*shape), _empty(*shape, dtype=g), 2 / 255, 8 / 255)
 
 
-def _at_point(plan: Callable[..., Launch], *dtypes: torch.dtype | None) -> Callable[[], Launch]:
+def _at_point(
+    plan: Callable[..., Launch], *dtypes: torch.dtype | None, shape: tuple[int, ...] | None = None
+) -> Callable[[], Launch]:
     """`plan` on activations and signs at a block point, of these dtypes, and a 0-dim float32 for each None."""
-    return lambda: plan(*(_empty() if dtype is None else _empty(*POINT, dtype=dtype) for dtype in dtypes))
+    return lambda: plan(*(_empty() if dtype is None else _empty(*(shape or POINT), dtype=dtype) for dtype in dtypes))
 
 
 CIFAR, FASHION, ODD = (32, 32, 3, 4), (28, 28, 1, 4), (31, 33, 3, 2)
-BATCH, ODD_BATCH, POINT = (B, 32, 32, 3), (3, 31, 33, 3), (B, 64, 32, 32)
+TINY, IMAGENET = (64, 64, 3, 4), (224, 224, 3, 4)
+BATCH, ODD_BATCH, POINT, ODD_POINT = (B, 32, 32, 3), (3, 31, 33, 3), (B, 64, 32, 32), (3, 5, 31, 33)
 
+# what trainings launch (tests/cuda_free/test_compiled.py compares them), except for other sizes of images
 EXAMPLES = (
     Example("start plain", _start(*CIFAR), ("stores",)),
     Example("start noise", _start(*CIFAR, noise=True), ("loads", "stores")),
     Example("start store fp32", _start(*CIFAR, store=fp32), ("stores",)),
     Example("start store fp16", _start(*CIFAR, store=fp16), ("stores",)),
     Example("start store int8", _start(*CIFAR, store=i8), ("stores",)),
-    Example("start store fp32 28x28x1", _start(*FASHION, store=fp32), ("stores",)),
-    Example("start store fp32 31x33x3", _start(*ODD, store=fp32)),
+    Example("start store fp16 28x28x1", _start(*FASHION, store=fp16), ("stores",)),
+    Example("start store fp16 31x33x3", _start(*ODD, store=fp16)),
+    Example("start store fp16 64x64x3", _start(*TINY, store=fp16), ("stores",)),
+    Example("start store fp16 224x224x3", _start(*IMAGENET, store=fp16), ("stores",)),
+    Example("start store int8 224x224x3", _start(*IMAGENET, store=i8), ("stores",)),
     Example("learned_step fp32", _learned_step(BATCH, fp32), ("loads", "stores")),
-    Example("learned_step bf16", _learned_step(BATCH, bf16), ("loads", "stores")),
-    Example("learned_step fp32 no d0", _learned_step(BATCH, fp32, d0=False), ("loads", "stores")),
     Example("learned_step fp32 odd", _learned_step(ODD_BATCH, fp32)),
-    Example("update_omega fp32 store fp32", _update_omega(*CIFAR, store=fp32, g=fp32), ("loads",)),
-    Example("update_omega fp32 store fp16", _update_omega(*CIFAR, store=fp16, g=fp32), ("loads",)),
-    Example("update_omega bf16 store int8", _update_omega(*CIFAR, store=i8, g=bf16), ("loads",)),
-    Example("update_omega fp32 store fp32 31x33x3", _update_omega(*ODD, store=fp32, g=fp32)),
+    Example("update_omega store fp32", _update_omega(*CIFAR, store=fp32, g=fp32), ("loads",)),
+    Example("update_omega store fp16", _update_omega(*CIFAR, store=fp16, g=fp32), ("loads",)),
+    Example("update_omega store int8", _update_omega(*CIFAR, store=i8, g=fp32), ("loads",)),
+    Example("update_omega store fp16 28x28x1", _update_omega(*FASHION, store=fp16, g=fp32), ("loads",)),
+    Example("update_omega store fp16 31x33x3", _update_omega(*ODD, store=fp16, g=fp32)),
+    Example("update_omega store fp16 64x64x3", _update_omega(*TINY, store=fp16, g=fp32), ("loads",)),
+    Example("update_omega store fp16 224x224x3", _update_omega(*IMAGENET, store=fp16, g=fp32), ("loads",)),
+    Example("update_omega store int8 224x224x3", _update_omega(*IMAGENET, store=i8, g=fp32), ("loads",)),
     Example("capture_sign bf16", _at_point(plan_capture_sign, bf16), ("loads", "stores")),
+    Example("capture_sign fp16", _at_point(plan_capture_sign, fp16), ("loads", "stores")),
     Example("capture_sign fp32", _at_point(plan_capture_sign, fp32), ("loads", "stores")),
     Example("add_sign bf16", _at_point(plan_add_sign, bf16, i8, None), ("loads", "stores")),
     Example("add_sign fp16", _at_point(plan_add_sign, fp16, i8, None), ("loads", "stores")),
+    Example("add_sign fp32", _at_point(plan_add_sign, fp32, i8, None), ("loads", "stores")),
     Example("sign_dot bf16", _at_point(plan_sign_dot, bf16, i8), ("loads",)),
+    Example("sign_dot fp16", _at_point(plan_sign_dot, fp16, i8), ("loads",)),
     Example("sign_dot fp32", _at_point(plan_sign_dot, fp32, i8), ("loads",)),
     Example("relu_capture_sign bf16", _at_point(plan_relu_capture_sign, bf16, bf16), ("loads", "stores")),
+    Example("relu_capture_sign fp16", _at_point(plan_relu_capture_sign, fp16, fp16), ("loads", "stores")),
     Example("relu_capture_sign fp32", _at_point(plan_relu_capture_sign, fp32, fp32), ("loads", "stores")),
+    Example("relu_capture_sign bf16 odd", _at_point(plan_relu_capture_sign, bf16, bf16, shape=ODD_POINT)),
     Example("relu_add_sign bf16", _at_point(plan_relu_add_sign, bf16, i8, None), ("loads", "stores")),
     Example("relu_add_sign fp16", _at_point(plan_relu_add_sign, fp16, i8, None), ("loads", "stores")),
     Example("relu_add_sign fp32", _at_point(plan_relu_add_sign, fp32, i8, None), ("loads", "stores")),
+    Example("relu_add_sign bf16 odd", _at_point(plan_relu_add_sign, bf16, i8, None, shape=ODD_POINT)),
     Example("relu_sign_dot bf16", _at_point(plan_relu_sign_dot, bf16, bf16, i8), ("loads", "stores")),
+    Example("relu_sign_dot fp16", _at_point(plan_relu_sign_dot, fp16, fp16, i8), ("loads", "stores")),
     Example("relu_sign_dot fp32", _at_point(plan_relu_sign_dot, fp32, fp32, i8), ("loads", "stores")),
-    Example("projected_step fp32", _projected(BATCH, fp32), ("loads", "stores")),
-    Example("projected_step bf16", _projected(BATCH, bf16), ("loads", "stores")),
+    Example("relu_sign_dot bf16 odd", _at_point(plan_relu_sign_dot, bf16, bf16, i8, shape=ODD_POINT)),
+    Example("projected_step", _projected(BATCH, fp32), ("loads", "stores")),
 )
 
 
-def source(launch: Launch) -> "ASTSource":
-    """The triton ASTSource that a GPU would compile for this launch (specialised on alignment like the JIT)."""
-    from triton.compiler import ASTSource
+class Specialisation(NamedTuple):
+    """What Triton compiles a kernel anew for: types of its arguments by name, constants among them (None, 1 and
+    constexprs), and the arguments that are multiples of 16 bytes, or of 16."""
 
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    aligned: frozenset[str]
+
+
+def specialise(launch: Launch) -> Specialisation:
+    """How Triton's JIT specialises a launch. Tensors are taken to begin at multiples of 16 bytes, as torch allocates
+    memory; views of them may not."""
     names = launch.kernel.arg_names
     values = dict(zip(names, launch.args, strict=False)) | launch.constexprs
-    signature, constants, attributes = {}, {}, {}
-    for i, name in enumerate(names):
+    loose = {param.name for param in launch.kernel.params if param.do_not_specialize_on_alignment}
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    aligned = set()
+    for name in names:
         v = values[name]
-        aligned = False
         if isinstance(v, torch.Tensor):
-            signature[name], aligned = POINTERS[v.dtype], v.data_ptr() % 16 == 0
+            signature[name] = POINTERS[v.dtype]
+            multiple = v.storage_offset() * v.element_size() % 16 == 0
         elif name in launch.constexprs or v is None or (isinstance(v, int) and v == 1):
-            signature[name], constants[name] = "constexpr", v
+            signature[name], constants[name], multiple = "constexpr", v, False
         elif isinstance(v, float):
-            signature[name] = "fp32"
+            signature[name], multiple = "fp32", False
         else:
-            signature[name], aligned = "i32" if v < 2**31 else "i64", v % 16 == 0
-        if aligned:
-            attributes[(i,)] = ALIGNED
+            signature[name], multiple = "i32" if v < 2**31 else "i64", v % 16 == 0
+        if multiple and name not in loose:
+            aligned.add(name)
+    return Specialisation(signature, constants, frozenset(aligned))
+
+
+def source(launch: Launch) -> "ASTSource":
+    """The triton ASTSource that a GPU would compile for this launch."""
+    from triton.compiler import ASTSource
+
+    signature, constants, aligned = specialise(launch)
+    attributes = {(i,): ALIGNED for i, name in enumerate(signature) if name in aligned}
     return ASTSource(launch.kernel, signature, constants, attributes)
 
 

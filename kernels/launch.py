@@ -6,7 +6,7 @@ A kernel file has five parts: the plain PyTorch twin (`*_torch`, defines the mea
 tensors, so that what is checked without a GPU is what is launched on one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -23,9 +23,15 @@ except ImportError:  # macOS, Windows: the twins do the work
 HAS_TRITON = triton is not None
 
 
-def jit(function: Callable) -> Any:
-    """`triton.jit`; without Triton the function stays as it is and is never called."""
-    return triton.jit(function) if HAS_TRITON else function
+def jit(function: Callable | None = None, *, scalars: Sequence[str] = ()) -> Any:
+    """`triton.jit`; without Triton the function stays as it is and is never called.
+
+    scalars: pointers through which single numbers are read: views into larger tensors may lie at any address, and a
+    kernel is not compiled anew for each (whether an address is a multiple of 16 matters for wide accesses only).
+    """
+    if function is None:
+        return lambda given: jit(given, scalars=scalars)
+    return triton.jit(function, do_not_specialize_on_alignment=list(scalars)) if HAS_TRITON else function
 
 
 def cdiv(n: int, size: int) -> int:

@@ -36,7 +36,7 @@ def learned_step_torch(x: Tensor, d0: Tensor | None, g0: Tensor, alpha: Tensor, 
     return x1.clamp_(0, 1), code
 
 
-@jit
+@jit(scalars=("alpha_ptr",))
 def _learned_step_kernel(
     x_ptr,  # f32 [n]
     d0_ptr,  # f32 [n] or None

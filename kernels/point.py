@@ -70,7 +70,7 @@ def _capture_sign_kernel(g_ptr, s_ptr, n, BLOCK: tl.constexpr):
     tl.store(s_ptr + i, sign(g).to(tl.int8), mask=mask)
 
 
-@jit
+@jit(scalars=("alpha_ptr",))
 def _add_sign_kernel(a_ptr, s_ptr, alpha_ptr, out_ptr, n, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < n

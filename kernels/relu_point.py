@@ -58,7 +58,7 @@ def _relu_capture_sign_kernel(grad_ptr, a_ptr, s_ptr, dz_ptr, n, BLOCK: tl.const
     tl.store(dz_ptr + i, tl.where(a <= 0, 0.0, grad).to(dz_ptr.dtype.element_ty), mask=mask)
 
 
-@jit
+@jit(scalars=("alpha_ptr",))
 def _relu_add_sign_kernel(z_ptr, s_ptr, alpha_ptr, out_ptr, n, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < n

@@ -66,7 +66,7 @@ def start_torch(
     return x, d0, (x + d0).clamp_(0, 1)
 
 
-@jit
+@jit(scalars=("rows_ptr", "offsets_ptr", "flips_ptr", "indices_ptr", "scale_ptr"))
 def _start_kernel(
     images_ptr,  # u8 [M, H, W, C]
     rows_ptr,  # i64 [B]

@@ -52,7 +52,7 @@ def update_omega_torch(
     return torch.stack((grad_alpha, grad_alpha_omega))
 
 
-@jit
+@jit(scalars=("indices_ptr", "offsets_ptr", "flips_ptr", "alpha_ptr", "alpha_omega_ptr"))
 def _update_omega_kernel(
     g1_ptr,  # any float [B, H, W, C]
     code_ptr,  # i8 [B, H, W, C]

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from apart_fast.kernels import dispatch
 from apart_fast.kernels.launch import Launch
-from apart_fast.kernels.layout import is_dense
+from apart_fast.kernels.layout import is_dense, same_layout
 
 CUDA, _NOWHERE = torch.device("cuda:0"), torch.device("meta")
 FLOATS = {torch.float16, torch.bfloat16, torch.float32}
@@ -56,6 +56,12 @@ def check_launch(launch: Launch) -> None:
         assert is_dense(value), f"{kernel}: {name} has gaps, strides {value.stride()}"
         wanted = DTYPES.get(name, {torch.float32})
         assert value.dtype in wanted, f"{kernel}: {name} is {value.dtype}, not of {wanted}"
+    tensors = [value for value in values.values() if isinstance(value, torch.Tensor) and value.ndim > 1]
+    if "n" in values:  # seen as flat memory
+        assert {value.numel() for value in tensors} <= {values["n"]}, f"{kernel}: sizes differ from n"
+        assert all(same_layout(value, tensors[0]) for value in tensors), f"{kernel}: layouts differ"
+    else:
+        assert all(value.is_contiguous() for value in tensors), f"{kernel}: a tensor is not contiguous"
     assert 0 < launch.grid[0] < 2**31 and all(0 < n < 2**16 for n in launch.grid[1:]), f"{kernel}: {launch.grid}"
 
 

@@ -1,6 +1,7 @@
 """Which kernels a step launches, by what was chosen and what was found wrong; the twins wait for nothing either."""
 
 import inspect
+from unittest import mock
 
 import pytest
 import torch
@@ -46,20 +47,18 @@ def test_a_single_kernel_gives_way_to_its_twin(name):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_every_kernel_asks_for_itself(name, monkeypatch):
+def test_every_kernel_asks_for_itself(name):
     """The function of a kernel asks by its own name: another one would be disabled in its place."""
     source = inspect.getsource(KERNELS[name].function) + inspect.getsource(inspect.getmodule(KERNELS[name].function))
     assert f'on_gpu("{name}", ' in source
 
 
 @pytest.mark.parametrize("fault", [None, "no compiler"])
-def test_the_first_call_on_a_gpu_looks_once(fault, monkeypatch, capsys):
-    asked = []
-    with fake_cuda() as cuda:
-        monkeypatch.setattr(dispatch, "triton_fault", lambda: asked.append(1) or fault)
+def test_the_first_call_on_a_gpu_looks_once(fault, capsys):
+    with fake_cuda() as cuda, mock.patch.object(dispatch, "triton_fault", side_effect=[fault]) as asked:
         for _ in range(3):
             kernels.capture_sign(torch.zeros(4, device=CUDA))
-        assert len(asked) == 1
+        assert asked.call_count == 1
         assert cuda.launches["capture_sign"] == (3 if fault is None else 0)
     assert capsys.readouterr().out.count("no compiler") == (fault is not None)
 

@@ -2,13 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from interpreting import needs_triton
 
-from apart_fast.kernels.aot import EXAMPLES, TARGETS, accesses
+from apart_fast.kernels import Crops
+from apart_fast.kernels.aot import EXAMPLES, TARGETS, accesses, specialise
+from apart_fast.kernels.point import plan_add_sign, plan_capture_sign
+from apart_fast.kernels.relu_point import plan_relu_add_sign
+from apart_fast.kernels.start import plan_start
 
 pytestmark = needs_triton
 
@@ -30,7 +36,8 @@ def test_kernel_compiles_without_spills_and_with_wide_accesses(compiled, example
     row = compiled[example.name, target]
     assert f".target sm_{target}" in row["ptx"]
     assert row["local"] == 0 and row["stack"] <= 16, row
-    assert row["registers"] <= 64, "fewer than half of the threads of a multiprocessor fit"
+    # of 2048 threads of a multiprocessor half fit; of odd sizes, which are rare and narrow, a third
+    assert row["registers"] <= (64 if example.wide else 80), row
     for kind in example.wide:
         assert max(map(int, row[kind])) >= 128, f"{kind} (bits: count): {row[kind]}"
     # neither may differ from torch by an ulp: fused multiply-adds round once, approximate division does not round right
@@ -41,6 +48,44 @@ def test_kernel_compiles_without_spills_and_with_wide_accesses(compiled, example
 def test_bfloat16_is_rounded_to_nearest_even(compiled, target):
     """The interpreter truncates, so that its tests cannot see this."""
     assert "cvt.rn.bf16" in compiled["add_sign bf16", target]["ptx"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kernel", ["start", "update_omega"])
+def test_rows_of_a_large_store_are_addressed_in_64_bits(compiled, kernel, target):
+    """ImageNet's has 2^37 numbers: the number of a row times its size does not fit into 32 bits."""
+    row = 232 * 232 * 3
+    ptx = compiled[f"{kernel} store fp16 224x224x3", target]["ptx"]
+    lines = [line for line in ptx.splitlines() if re.search(rf", {row}\b|, {2 * row}\b", line)]
+    assert lines and all(re.search(r"\b(mul|mad)\.(lo\.s64|wide)", line) for line in lines), lines
+
+
+def test_addresses_of_single_numbers_make_no_kernel_anew():
+    """Scalars and lists of examples are views into larger tensors, at any multiple of their size."""
+    sizes, numbers = torch.empty(9, device="meta"), torch.empty(40, dtype=torch.int64, device="meta")
+    z, s = torch.empty(2, 3, device="meta"), torch.empty(2, 3, dtype=torch.int8, device="meta")
+    for plan in (plan_add_sign, plan_relu_add_sign):
+        assert specialise(plan(z, s, sizes[2])) == specialise(plan(z, s, sizes[4]))
+    images = torch.empty(50, 4, 4, 3, dtype=torch.uint8, device="meta")
+    flips, offsets = (
+        torch.empty(40, dtype=torch.bool, device="meta"),
+        torch.empty(40, 2, dtype=torch.int64, device="meta"),
+    )
+    store = torch.empty(50, 4, 4, 3, device="meta")
+    starts = [
+        plan_start(
+            images, Crops(numbers[at], numbers[at], offsets[at], flips[at]), 0, store=store, scale=scale, eps=0.1
+        )
+        for at, scale in ((slice(0, 8), sizes[0]), (slice(7, 15), sizes[1]))
+    ]
+    assert specialise(starts[0]) == specialise(starts[1])
+    assert specialise(plan_capture_sign(sizes[1:])).aligned == {"s_ptr"}, "what is read in pieces of 16 bytes"
+
+
+def test_more_than_2_to_the_31_numbers_are_counted_in_64_bits():
+    for n, kind in ((2**31 - 16, "i32"), (2**31, "i64")):
+        made = specialise(plan_capture_sign(torch.empty(n, dtype=torch.bfloat16, device="meta")))
+        assert made.signature["n"] == kind
 
 
 def test_accesses_reads_the_widths():
