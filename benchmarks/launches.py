@@ -3,7 +3,8 @@
 python -m benchmarks.launches [--out FOLDER]
 
 Needs no GPU and says nothing of speed. An operator over lists (`_foreach_*`) counts once, though a GPU may need more
-launches for long lists; the casts of autocast are those of a stand-in (`tests/cuda_free/fake_cuda.py`).
+launches for long lists; the casts of autocast are those of a stand-in (`tests/cuda_free/fake_cuda.py`), and the `copy_`
+of weight gradients into channels-last are its own: cuDNN gives them so.
 """
 
 import argparse
@@ -44,6 +45,8 @@ def count(amp: torch.dtype | None, ema: bool) -> Counter[str]:
         apart = Apart(model, EXAMPLES, (32, 32, 3), amp=amp, scaler=scaler)
         optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
         average = WeightAverage(model, 0.999) if ema else None
+        if average is not None:
+            average.follow(optimizer)
         parts = SimpleNamespace(
             apart=apart, optimizer=optimizer, scaler=scaler, average=average, totals=Totals(CUDA), model=model
         )

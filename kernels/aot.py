@@ -21,6 +21,7 @@ from apart_fast.kernels.point import plan_add_sign, plan_capture_sign, plan_sign
 from apart_fast.kernels.projected_step import plan_projected_step
 from apart_fast.kernels.relu_point import plan_relu_add_sign, plan_relu_capture_sign, plan_relu_sign_dot
 from apart_fast.kernels.start import plan_start
+from apart_fast.kernels.update import COLUMNS, plan_update
 from apart_fast.kernels.update_omega import plan_update_omega
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ TARGETS = (80, 90, 100)  # A100, H100/H200, B200
 POINTERS = {
     torch.uint8: "*u8",
     torch.int8: "*i8",
+    torch.int32: "*i32",
     torch.int64: "*i64",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -96,6 +98,17 @@ def _projected(shape: tuple[int, ...], g: torch.dtype) -> Callable[[], Launch]:
     return lambda: plan_projected_step(_empty(*shape), _empty(*shape), _empty(*shape, dtype=g), 2 / 255, 8 / 255)
 
 
+def _update(*scalars: str, **options: Any) -> Callable[[], Launch]:
+    """Of 56 tensors with 11,172,170 numbers, as PreActResNet-18 has; `scalars`: what is given besides lr, momentum."""
+
+    def plan() -> Launch:
+        table, chunks = _empty(56, COLUMNS, dtype=torch.int64), _empty(10_938, 2, dtype=torch.int32)
+        given: dict[str, Any] = options | {name: _empty() for name in ("lr", "momentum", *scalars)}
+        return plan_update(table, chunks, **given)
+
+    return plan
+
+
 def _at_point(
     plan: Callable[..., Launch], *dtypes: torch.dtype | None, shape: tuple[int, ...] | None = None
 ) -> Callable[[], Launch]:
@@ -151,6 +164,14 @@ EXAMPLES = (
     Example("relu_sign_dot fp32", _at_point(plan_relu_sign_dot, fp32, fp32, i8), ("loads", "stores")),
     Example("relu_sign_dot bf16 odd", _at_point(plan_relu_sign_dot, bf16, bf16, i8, shape=ODD_POINT)),
     Example("projected_step", _projected(BATCH, fp32), ("loads", "stores")),
+    Example("update", _update(weight_decay=2e-4), ("loads", "stores")),
+    Example("update average", _update("rate", weight_decay=2e-4), ("loads", "stores")),
+    Example("update scaled", _update("scale", "found_inf", "rate", weight_decay=2e-4), ("loads", "stores")),
+    Example("update scaled alone", _update("scale", "found_inf", weight_decay=2e-4), ("loads", "stores")),
+    Example("update ascent", _update(weight_decay=1200.0, maximize=True), ("loads", "stores")),
+    Example(
+        "update scaled ascent", _update("scale", "found_inf", weight_decay=1200.0, maximize=True), ("loads", "stores")
+    ),
 )
 
 

@@ -1,10 +1,12 @@
 """SGD whose learning rate and momentum are device scalars, so that a schedule needs no host sync and no new graph."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
+
+from apart_fast.kernels.update import Tables, launched, update
 
 
 class SGD(torch.optim.Optimizer):
@@ -19,6 +21,9 @@ class SGD(torch.optim.Optimizer):
         momentum: first momentum.
         weight_decay: added to the gradient as `weight_decay * p`.
         maximize: ascend: `v <- mu v - g + wd p` (APART step 6 for the step sizes).
+
+    Attributes:
+        averaged: whether the last step has moved the averages too (see `average`).
     """
 
     _step_supports_amp_scaling = True  # GradScaler hands over grad_scale and found_inf instead of waiting for them
@@ -31,6 +36,10 @@ class SGD(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
     ):
+        self._averages: dict[Tensor, Tensor] = {}
+        self._rate: Tensor | None = None
+        self._tables: dict[int, Tables] = {}  # by number of the group
+        self.averaged = False
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, maximize=maximize))
         for group in self.param_groups:
             like = group["params"][0]
@@ -38,6 +47,12 @@ class SGD(torch.optim.Optimizer):
                 group[name] = torch.tensor(float(group[name]), dtype=like.dtype, device=like.device)
             for p in group["params"]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        # torch copies and pickles an optimizer without attributes of its own
+        for name, value in (("_averages", {}), ("_rate", None), ("_tables", {}), ("averaged", False)):
+            vars(self).setdefault(name, value)
 
     def set(self, lr: float | None = None, momentum: float | None = None) -> None:
         """Write learning rate and momentum into the device scalars of every group."""
@@ -69,13 +84,13 @@ class SGD(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("SGD takes no closure")
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        for group in self.param_groups:
+        self.averaged = self._moves_averages()
+        for number, group in enumerate(self.param_groups):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
             grads = [p.grad for p in params]
             velocities = [self.state[p]["momentum_buffer"] for p in params]
-            sign = -1.0 if group["maximize"] else 1.0
             # the fused update takes tensors for flat memory
             alike = all(
                 p.stride() == g.stride() == v.stride() for p, g, v in zip(params, grads, velocities, strict=True)
@@ -83,28 +98,40 @@ class SGD(torch.optim.Optimizer):
             if found_inf is None and alike and params[0].device.type == "cpu":
                 _update_fused(params, grads, velocities, group)
                 continue
-            if found_inf is None:
-                _update(params, grads, velocities, group, sign)
-                continue
-            if scale is not None:
-                grads = list(torch._foreach_mul(grads, (1 / scale).to(grads[0].dtype)))
-            before = [t.clone() for t in (*params, *velocities)]
-            _update(params, grads, velocities, group, sign)
-            overflow = found_inf.bool()
-            for old, new in zip(before, (*params, *velocities), strict=True):
-                torch.where(overflow, old, new, out=new)
+            update(
+                params,
+                grads,
+                velocities,
+                [self._averages[p] for p in params] if self.averaged else None,
+                lr=group["lr"],
+                momentum=group["momentum"],
+                weight_decay=group["weight_decay"],
+                maximize=group["maximize"],
+                scale=scale,
+                found_inf=found_inf,
+                rate=self._rate,
+                tables=self._tables.setdefault(number, Tables()),
+            )
 
+    def average(self, averages: Mapping[Tensor, Tensor], rate: Tensor) -> None:
+        """Let steps on a GPU move averages too, `average <- average + rate (p - average)`, while the weights are read.
 
-def _update(params: list[Tensor], grads: list[Tensor], velocities: list[Tensor], group: dict, sign: float) -> None:
-    torch._foreach_mul_(velocities, group["momentum"])
-    torch._foreach_add_(velocities, grads, alpha=sign)
-    if group["weight_decay"]:
-        torch._foreach_add_(velocities, params, alpha=group["weight_decay"])
-    torch._foreach_sub_(params, torch._foreach_mul(velocities, group["lr"]))
+        Whether a step did is in `averaged`: where it did not (on a CPU; a parameter without gradient), it is left to
+        the caller.
+
+        Args:
+            averages: the average of each parameter.
+            rate: 0-dim, on the device.
+        """
+        self._averages, self._rate = dict(averages), rate
+
+    def _moves_averages(self) -> bool:
+        mine = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return bool(mine) and self._averages.keys() == set(mine) and launched(mine)
 
 
 def _update_fused(params: list[Tensor], grads: list[Tensor], velocities: list[Tensor], group: dict) -> None:
-    """`_update` in one pass over memory; reading the scalars costs nothing on the CPU."""
+    """`update` in one pass over memory; reading the scalars costs nothing on the CPU."""
     sgd(
         params,
         grads,

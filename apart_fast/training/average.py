@@ -8,6 +8,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from apart_fast.kernels.update import average_torch
+from apart_fast.step.optimizer import SGD
+
 
 class WeightAverage:
     """`average <- decay * average + (1 - decay) * weights`; buffers (BatchNorm statistics) are copied.
@@ -26,7 +29,17 @@ class WeightAverage:
             into, out_of = self._buffers.setdefault(mine.dtype, ([], []))
             into.append(mine)
             out_of.append(theirs)
+        self._optimizer: SGD | None = None
         self._rate = torch.ones((), device=next(model.parameters()).device)
+
+    def follow(self, optimizer: SGD) -> None:
+        """Leave the weights to the steps of `optimizer` where it can move them on its way (on a GPU).
+
+        `update` has to follow each of these steps.
+        """
+        mine, theirs = self._pairs
+        optimizer.average(dict(zip(theirs, mine, strict=True)), self._rate)
+        self._optimizer = optimizer
 
     def schedule(self, step: int) -> None:
         """Set the factor for the update after step `step` (from 0)."""
@@ -35,9 +48,7 @@ class WeightAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the weights."""
-        mine, theirs = self._pairs
-        differences = list(torch._foreach_sub(theirs, mine))
-        torch._foreach_mul_(differences, self._rate)
-        torch._foreach_add_(mine, differences)
+        if self._optimizer is None or not self._optimizer.averaged:
+            average_torch(*self._pairs, self._rate)
         for buffers in self._buffers.values():
             torch._foreach_copy_(*buffers)

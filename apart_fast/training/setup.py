@@ -118,6 +118,10 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset) -> Parts:
         omega_folder=folder.path,
         seed=config.seed,
     )
+    optimizer = SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    average = WeightAverage(model, config.ema) if config.ema else None
+    if average is not None:
+        average.follow(optimizer)
     return Parts(
         device=device,
         splits=splits,
@@ -126,9 +130,9 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset) -> Parts:
         model=model,
         loader=loader,
         apart=apart,
-        optimizer=SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay),
+        optimizer=optimizer,
         scaler=scaler,
-        average=WeightAverage(model, config.ema) if config.ema else None,
+        average=average,
         triangle=Triangle(cycle),
         eta=eta,
     )

@@ -217,14 +217,15 @@ def _copied(tensor: torch.Tensor, memo: dict) -> torch.Tensor:
 
 
 class Operators(TorchDispatchMode):
-    """Within: counts the ATen operators that would launch something, by name."""
+    """Within: counts the ATen operators that would launch something on the device, by name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func).split(".")[1]
-        if name not in _SILENT:
+        name, out = str(func).split(".")[1], func(*args, **(kwargs or {}))
+        on_host = isinstance(out, torch.Tensor) and out.device.type == "cpu"
+        if name not in _SILENT and not on_host:
             self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
+        return out

@@ -51,6 +51,8 @@ def parts(model, method="apart", amp=torch.bfloat16, store=torch.float16, ema=Tr
     apart = Apart(model, 50, (12, 12, 3), padding=2, method=method, amp=amp, scaler=scaler, points=points, **options)
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
     average = WeightAverage(model, 0.9) if ema else None
+    if average is not None:
+        average.follow(optimizer)
     return SimpleNamespace(
         apart=apart, optimizer=optimizer, scaler=scaler, average=average, totals=Totals(CUDA), model=model
     )
@@ -76,6 +78,8 @@ def test_a_step_neither_waits_nor_mixes_devices(method, amp, store, ema):
         with cuda.capture():
             Trainer._device_step(made, batch_of(8))
         assert cuda.launches["start"] == 1
+        assert cuda.launches["update"] == 1 + made.apart.method.learned  # of the step sizes
+        assert made.optimizer.averaged == ema
         assert cuda.launches["update_omega"] == cuda.launches["learned_step"] == (method in ("apart", "fgsm+"))
         assert cuda.launches["relu_capture_sign"] == cuda.launches["relu_sign_dot"] == 2 * (method == "apart")
         assert cuda.launches["projected_step"] == made.apart.method.steps * (not made.apart.method.learned)
@@ -90,6 +94,30 @@ def test_the_released_network_neither_waits_nor_mixes_devices():
         with cuda.capture():
             Trainer._device_step(made, batch_of(8))
         assert cuda.launches["relu_add_sign"] == len(made.apart.points) == 8
+
+
+def test_a_capture_without_a_step_before_it_updates_plainly():
+    """Host memory for its table of addresses is pinned outside of captures only."""
+    with fake_cuda() as cuda:
+        made = parts(small_network())
+        with cuda.capture():
+            Trainer._device_step(made, batch_of(8))
+        assert cuda.launches["update"] == 0 and made.optimizer.averaged
+        for _ in range(2):
+            Trainer._device_step(made, batch_of(8))
+            with cuda.capture():
+                Trainer._device_step(made, batch_of(8))
+        assert cuda.launches["update"] == 8
+
+
+def test_a_parameter_without_gradient_leaves_the_average_to_itself():
+    with fake_cuda():
+        made = parts(small_network())
+        Trainer._device_step(made, batch_of(8))
+        assert made.optimizer.averaged
+        made.model[0].weight.grad = None
+        made.optimizer.step()
+        assert not made.optimizer.averaged
 
 
 READS = {

@@ -42,6 +42,32 @@ def test_sgd_velocities_round_trip():
         other.load_velocities([torch.ones(4)])
 
 
+def test_a_copied_sgd_goes_on():
+    p = torch.nn.Parameter(torch.ones(3))
+    other = copy.deepcopy(SGD([p], lr=0.1, momentum=0.9))
+    (q,) = other.param_groups[0]["params"]
+    q.grad = torch.ones(3)
+    other.step()
+    torch.testing.assert_close(q.detach(), torch.full((3,), 0.9))
+
+
+def test_an_average_that_follows_is_moved_once_a_step():
+    model = torch.nn.Linear(3, 2)
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    averages = [WeightAverage(model, 0.9), WeightAverage(model, 0.9)]
+    averages[0].follow(optimizer)
+    for step in range(3):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 1.0 + step)
+        optimizer.step()
+        for average in averages:
+            average.schedule(step)
+            average.update()
+    for a, b in zip(*(average.model.parameters() for average in averages), strict=True):
+        assert torch.equal(a, b)
+    assert not optimizer.averaged  # on the CPU
+
+
 def test_triangle_is_torchs_cyclic_lr():
     steps = 12
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
