@@ -86,7 +86,7 @@ def _update_block(
         tl.store(a_ptr, a + (new_p - a) * rate, mask=mask)
 
 
-@jit
+@jit(scalars=("lr_ptr", "momentum_ptr", "scale_ptr", "found_inf_ptr", "rate_ptr"))
 def _update_kernel(
     table_ptr,  # i64 [tensors, 5]
     chunks_ptr,  # i32 [programs, 2]: tensor, and which block of it
