@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from apart_fast import kernels
 from apart_fast.kernels import KERNELS
+from apart_fast.kernels.problems import tensors_in
 from apart_fast.kernels.workloads import WORKLOADS, Maker, Workload
 from apart_fast.measure.interleave import interleave
 from apart_fast.training.execution import compiler_fault
@@ -56,12 +57,12 @@ def measure(name: str) -> tuple[dict[str, Callable], Workload]:
 
 
 def _outputs(function: Callable, case: Workload) -> list[torch.Tensor]:
-    """All that the call gives back, and a store that it alters."""
+    """All that the call gives back, and the tensors that it was given, as it left them."""
     args, options = copy.deepcopy((case.args, case.options))
     with torch.no_grad():
         out = function(*args, **options)
     out = [t for t in (out if isinstance(out, tuple) else (out,)) if t is not None]
-    return [*out, *(a for a in args if isinstance(a, torch.Tensor) and a.dtype == torch.float16)]
+    return [*out, *tensors_in(args)]
 
 
 def _close(mine: torch.Tensor, theirs: torch.Tensor) -> bool:

@@ -35,6 +35,7 @@ from apart_fast.kernels.relu_point import (
     relu_sign_dot_triton,
 )
 from apart_fast.kernels.start import start, start_torch, start_triton
+from apart_fast.kernels.update import update, update_torch, update_triton
 from apart_fast.kernels.update_omega import update_omega, update_omega_torch, update_omega_triton
 
 
@@ -57,6 +58,7 @@ KERNELS = {
     "relu_add_sign": Kernel(relu_add_sign, relu_add_sign_torch, relu_add_sign_triton),
     "relu_sign_dot": Kernel(relu_sign_dot, relu_sign_dot_torch, relu_sign_dot_triton),
     "projected_step": Kernel(projected_step, projected_step_torch, projected_step_triton),
+    "update": Kernel(update, update_torch, update_triton),
 }
 
 __all__ = [
@@ -76,6 +78,7 @@ __all__ = [
     "scatter_crop",
     "sign_dot",
     "start",
+    "update",
     "update_omega",
     "use",
 ]

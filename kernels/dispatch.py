@@ -15,7 +15,6 @@ from apart_fast.errors import UserError
 from apart_fast.kernels.probe import triton_fault
 
 Choice = Literal["auto", "triton", "torch"]
-BESIDE = ("update",)  # kernels that KERNELS does not list: it works on lists of tensors
 CHOICES: tuple[Choice, ...] = ("auto", "triton", "torch")
 
 
@@ -91,7 +90,7 @@ def disable(name: str, reason: str) -> None:
 
 
 def active() -> dict[str, Literal["triton", "torch"]]:
-    """What a call on CUDA tensors takes, for each of `KERNELS` and `BESIDE`; probes this machine if nobody has."""
+    """What a call on CUDA tensors takes, for each of `KERNELS`; probes this machine if nobody has."""
     if not _state.decided:
         _decide_by_probe("auto", tqdm.write)
     return {name: "triton" if _state.every is None and name not in _state.single else "torch" for name in _names()}
@@ -106,7 +105,7 @@ def reasons() -> dict[str, str]:
 def _names() -> tuple[str, ...]:
     from apart_fast.kernels import KERNELS  # the package imports the kernels, and they import this
 
-    return (*KERNELS, *BESIDE)
+    return tuple(KERNELS)
 
 
 def _refuse_in_capture() -> None:

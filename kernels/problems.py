@@ -1,6 +1,6 @@
 """Calls of every kernel on which it must agree with its twin: full and part tiles, odd sizes, gaps, NaN, zeros.
 
-For the tests and for `verify.py`. `CALLS` has a builder for each kernel of `KERNELS`, `example_calls` a few of each.
+For the tests and for `verify.py`. `CALLS` has a builder for each kernel of `KERNELS`, `example_arguments` some of each.
 """
 
 import copy
@@ -16,6 +16,7 @@ from torch import Tensor
 from apart_fast.kernels import codec
 from apart_fast.kernels.crop import Crops
 from apart_fast.kernels.start import start_torch
+from apart_fast.kernels.update import BLOCK
 
 EPS = 8 / 255
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -26,6 +27,21 @@ EDGES = (0.0, -0.0, math.nan, math.inf, -math.inf)
 SHAPES = ((1, 1, 1, 1, 0), (2, 5, 7, 3, 2), (3, 8, 6, 1, 4), (2, 32, 32, 3, 4), (1, 33, 31, 3, 1))
 POINT_SHAPES = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 64, 8, 8), (3, 17, 9, 11))
 MIXES = (*((layout,) * 3 for layout in LAYOUTS), LAYOUTS, LAYOUTS[::-1])
+# of the tensors of an update: none, one, part, whole and several blocks of numbers
+SIZES = ((1,), (BLOCK - 1,), (BLOCK,), (BLOCK + 1,), (0,), (3, 5, 7), (8, 4, 3, 3), (2 * BLOCK + 5,))
+_SGD = dict(lr=0.3, momentum=0.9)
+UPDATES: dict[str, dict[str, Any]] = {  # settings of an update; with a rate there are averages
+    "plain": _SGD,
+    "decay": dict(**_SGD, weight_decay=0.02),
+    "ascent": dict(**_SGD, weight_decay=1.5, maximize=True),
+    "scaled": dict(**_SGD, weight_decay=0.02, scale=1024.0, found_inf=0.0),
+    "unscaled before": dict(**_SGD, found_inf=0.0),
+    "overflow": dict(**_SGD, weight_decay=0.02, scale=1024.0, found_inf=1.0),
+    "two overflows": dict(**_SGD, scale=1024.0, found_inf=2.0, maximize=True),
+    "average": dict(**_SGD, weight_decay=0.02, rate=0.125),
+    "all": dict(**_SGD, weight_decay=0.02, scale=2.0**16, found_inf=0.0, rate=0.001),
+    "overflow and average": dict(**_SGD, scale=2.0**16, found_inf=1.0, rate=0.25),
+}
 
 Shape = tuple[int, ...]
 Device = torch.device | str
@@ -212,6 +228,23 @@ def relu_sign_dot_call(
     return Call("relu_sign_dot", tuple(relu_tensors(shape, dtype, layouts, device, edges)), {})
 
 
+def update_call(device: Device, name: str, dtype: torch.dtype = torch.float32) -> Call:
+    """Of tensors of all SIZES with the settings `UPDATES[name]`; some gradients are NaN or infinite."""
+    numbers = UPDATES[name]
+    rng = np.random.default_rng(0)
+
+    def draw(factor: float = 1.0) -> list[Tensor]:
+        # small, so that a sum is right to an ulp of 1
+        made = [torch.from_numpy(rng.standard_normal(size) * factor / 4).to(device, dtype) for size in SIZES]
+        return [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in made]
+
+    params, grads, velocities = draw(), draw(numbers.get("scale", 1.0)), draw()
+    grads[3][::7], grads[5][0] = math.nan, math.inf
+    tensors = ("lr", "momentum", "scale", "found_inf", "rate")
+    options = {k: torch.tensor(v, dtype=dtype, device=device) if k in tensors else v for k, v in numbers.items()}
+    return Call("update", (params, grads, velocities, draw() if "rate" in numbers else None), options)
+
+
 CALLS: dict[str, Callable[..., Call]] = {
     "start": start_call,
     "learned_step": learned_step_call,
@@ -223,6 +256,7 @@ CALLS: dict[str, Callable[..., Call]] = {
     "relu_capture_sign": relu_capture_sign_call,
     "relu_add_sign": relu_add_sign_call,
     "relu_sign_dot": relu_sign_dot_call,
+    "update": update_call,
 }
 
 
@@ -244,6 +278,8 @@ def example_arguments(
             for name in ("relu_capture_sign", "relu_add_sign", "relu_sign_dot"):
                 yield name, (shape, dtype, MIXES[(i + k) % 5])
                 yield name, (shape, dtype, MIXES[(i + k + 3) % 5])
+    for name in UPDATES:
+        yield "update", (name,)
 
 
 # --- what a call leaves

@@ -1,8 +1,7 @@
 """Update of the weights: SGD, a GradScaler's unscaling and overflow, and the average of the weights, in one launch.
 
 Bytes an element of float32: p, g, v in, p, v out: 20; with an average, which is read and written, 28. One pass over all
-tensors of a group, whose addresses the kernel reads from a table. It works on lists in place, and so is not
-one of `KERNELS`.
+tensors of a group, whose addresses the kernel reads from a table. It works on lists of tensors, in place.
 """
 
 from collections.abc import Sequence
@@ -144,7 +143,7 @@ class Tables:
     """
 
     def __init__(self) -> None:
-        self._sizes: list[int] = []
+        self._kept_for: tuple[list[int], torch.device] | None = None  # sizes, and where the chunks lie
         self._chunks = torch.empty(0)
         self._rows: list[list[int]] = []
         self._table = torch.empty(0)
@@ -153,19 +152,19 @@ class Tables:
 
     def get(self, rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor] | None:
         """(table int64 [tensors, 5], chunks int32 [programs, 2]) on the device; None: captured, and no call before."""
-        sizes = [row[-1] for row in rows]
+        wanted = [row[-1] for row in rows], device
         capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if capturing:
-            if sizes != self._sizes or self._spare is None:
+            if wanted != self._kept_for or self._spare is None:
                 return None
             (host, table), self._spare = self._spare, None
             host.copy_(torch.tensor(rows))
             table.copy_(host, non_blocking=True)
             self._captured.append((host, table))
             return table, self._chunks
-        if sizes != self._sizes:
-            chunks = [(k, block) for k, size in enumerate(sizes) for block in range(cdiv(size, BLOCK))]
-            self._chunks, self._sizes = _to(torch.tensor(chunks, dtype=torch.int32), device), sizes
+        if wanted != self._kept_for:
+            chunks = [(k, block) for k, size in enumerate(wanted[0]) for block in range(cdiv(size, BLOCK))]
+            self._chunks, self._kept_for = _to(torch.tensor(chunks, dtype=torch.int32), device), wanted
             self._rows, self._spare = [], None
         if self._spare is None and device.type == "cuda":
             host = torch.empty(len(rows), COLUMNS, dtype=torch.int64, pin_memory=True)
@@ -173,6 +172,9 @@ class Tables:
         if rows != self._rows:
             self._table, self._rows = _to(torch.tensor(rows), device), rows
         return self._table, self._chunks
+
+
+_shared = Tables()  # of calls that bring none: benchmarks and checks, which repeat one call
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
@@ -232,7 +234,7 @@ def update_triton(
         if all(address % 16 == 0 for row in addresses for address in row):
             none = [0] * (COLUMNS - 1 - len(given))
             rows = [[*row, *none, p.numel()] for row, p in zip(addresses, params, strict=True) if p.numel()]
-            found = (Tables() if tables is None else tables).get(rows, params[0].device) if rows else None
+            found = (_shared if tables is None else tables).get(rows, params[0].device) if rows else None
     if found is None:
         update_torch(params, grads, velocities, averages, **settings)
         return
@@ -270,7 +272,7 @@ def update(
     device; lr, momentum, rate (with averages): 0-dim tensors there; weight_decay: a number; maximize: `- g`.
     found_inf: 0-dim, not 0 where a gradient overflowed: then params and velocities keep their values, without the host
     knowing. scale: 0-dim, by which the gradients are divided first (with found_inf).
-    tables: keeps what the kernel reads of these tensors from call to call; None: it is made anew.
+    tables: keeps what the kernel reads of these tensors from call to call; None: one that all such calls share.
     """
     settings: dict[str, Any] = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, maximize=maximize)
     settings |= dict(scale=scale, found_inf=found_inf, rate=rate)

@@ -71,6 +71,7 @@ def small_calls(name: str, device: Device) -> Iterator[Call]:
         "learned_step": [(SMALL, fp32, True, 0.6 * EPS)],
         "update_omega": [(SMALL, torch.float16, fp32)],
         "projected_step": [(SMALL, fp32, EPS)],
+        "update": [("average",), ("all",), ("overflow",)],
         **{name: [(SMALL_POINT, d, "channels_last") for d in (fp32, bf16)] for name in CALLS if "sign" in name},
         **{name: [(SMALL_POINT, d, channels_last) for d in (fp32, bf16)] for name in CALLS if "relu" in name},
     }
@@ -184,7 +185,7 @@ def _compare(mine: Tensor | None, theirs: Tensor | None, sums: float | None, tie
 
 def replace_wrong_kernels(device: Device, tell: Callable[[str], object]) -> None:
     """Let the twin do the work of each kernel that `quick_kernel_check` finds wrong, and `tell` so in one line each."""
-    names = [name for name, how in kernels.active().items() if how == "triton" and name in KERNELS]
+    names = [name for name, how in kernels.active().items() if how == "triton"]
     for name, fault in quick_kernel_check(device, names).items():
         kernels.disable(name, fault)
         tell(f"note: the kernel {name} {fault}: going on with its plain twin, which is slower (apart-fast check)")

@@ -90,6 +90,13 @@ def _projected_step(m: Maker) -> Workload:
     return Workload((x, x.clone(), m.gradient(), 2 / 255, EPS), m.pixels * 16, {})
 
 
+def _update(m: Maker) -> Workload:
+    sizes = [m.point_values // 8 // 2**k for k in range(1, 9)]  # of unlike size, as those of a network are
+    params, grads, velocities, averages = ([m.normal(n) for n in sizes] for _ in range(4))
+    numbers = dict(lr=m.scalar(0.1), momentum=m.scalar(0.9), rate=m.scalar(0.001), weight_decay=2e-4)
+    return Workload((params, grads, velocities, averages), sum(sizes) * 28, numbers)
+
+
 WORKLOADS: dict[str, Callable[[Maker], Workload]] = {
     "start": _start,
     "learned_step": _learned_step,
@@ -101,4 +108,5 @@ WORKLOADS: dict[str, Callable[[Maker], Workload]] = {
     "relu_add_sign": lambda m: Workload((m.activation(), m.signs(), m.scalar(0.01)), m.point_values * 5, {}),
     "relu_sign_dot": lambda m: Workload((m.activation(), m.activation().flip(0), m.signs()), m.point_values * 7, {}),
     "projected_step": _projected_step,
+    "update": _update,
 }

@@ -65,6 +65,9 @@ def _graph(given: Given) -> Line:
 
 
 def _kernels(given: Given) -> Line:
+    triton = given.line("kernels", "Triton")
+    if triton is not None and triton.verdict == "missing":
+        return Line("--kernels torch", "leave out", f"the twins do the work by themselves: {triton.text}")
     bad = [name for name in KERNELS if _wrong(given.line("kernels", name))]
     if len(bad) == len(KERNELS):
         return Line("--kernels torch", "use", "every kernel is wrong here: the twins do the work")

@@ -5,7 +5,7 @@ from functools import partial
 
 from apart_fast.check.lines import Given, Line, attempt, judged
 from apart_fast.kernels import KERNELS
-from apart_fast.kernels.launch import HAS_TRITON
+from apart_fast.kernels.probe import triton_fault
 from apart_fast.kernels.problems import Call
 from apart_fast.kernels.verify import Comparison, compare_kernel, in_float64, many_calls
 
@@ -14,11 +14,13 @@ BOUNDARY = 1e-2  # share of codes that may differ in float64: numbers that float
 
 
 def check(given: Given) -> list[Line]:
-    """A line for each of `KERNELS`: calls, largest error."""
-    if given.device.type == "cuda" and HAS_TRITON:
-        return [attempt(name, partial(_triton, name, given)) for name in KERNELS]
-    why = "no GPU" if HAS_TRITON else "Triton is not installed"
-    lines = [Line("Triton kernels", "not run", f"{why}: the twins do the work, here compared with float64")]
+    """Whether Triton can work, then a line for each of `KERNELS`: calls, largest error."""
+    fault = triton_fault()
+    triton = Line("Triton", "ok", "can compile and launch") if fault is None else Line("Triton", "missing", fault)
+    if given.device.type == "cuda" and fault is None:
+        return [triton, *(attempt(name, partial(_triton, name, given)) for name in KERNELS)]
+    why = "no GPU" if given.device.type != "cuda" else "Triton cannot work here"
+    lines = [triton, Line("Triton kernels", "not run", f"{why}: the twins do the work, here compared with float64")]
     return lines + [attempt(name, partial(_twin, name, given)) for name in KERNELS]
 
 

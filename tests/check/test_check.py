@@ -11,6 +11,7 @@ import torch
 
 from apart_fast import kernels
 from apart_fast.check import drawn, flags, loading, resume, run, speed, steps
+from apart_fast.check import kernels as kernel_checks
 from apart_fast.check.lines import WRONG, Given, Line
 from apart_fast.check.page import as_data, page, wrong
 from apart_fast.cli import main
@@ -80,6 +81,16 @@ def test_a_wrong_kernel_is_told(monkeypatch, capsys):
     assert "Wrong: kernels: add_sign." in out
     (line,) = (line for line in out.splitlines() if line.startswith("  add_sign "))
     assert " differs " in line
+
+
+def test_where_triton_cannot_work_the_twins_are_checked_and_it_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernel_checks, "triton_fault", lambda: "Triton needs a C compiler: install gcc")
+    monkeypatch.setattr(kernel_checks, "many_calls", lambda name, device, shapes: verify.small_calls(name, "cpu"))
+    given = Given(torch.device("cuda"), True, None, tmp_path)
+    given.found["kernels"] = lines = kernel_checks.check(given)
+    assert (lines[0].verdict, lines[0].text) == ("missing", "Triton needs a C compiler: install gcc")
+    assert {line.verdict for line in lines[2:]} == {"ok"} and len(lines) == 2 + len(KERNELS)
+    assert flags._kernels(given).text == "the twins do the work by themselves: Triton needs a C compiler: install gcc"
 
 
 def test_a_check_that_raises_does_not_stop_the_others(monkeypatch, capsys):

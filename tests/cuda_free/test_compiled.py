@@ -63,7 +63,7 @@ def train_a_step(size, method="apart", amp=torch.bfloat16, store=torch.float16, 
         totals=Totals(CUDA),
         model=model,
     )
-    if average is not None and hasattr(average, "follow"):
+    if average is not None:
         average.follow(made.optimizer)
 
     def some(*shape, dtype=torch.int64):

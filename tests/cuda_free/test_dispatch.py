@@ -40,7 +40,7 @@ def test_a_single_kernel_gives_way_to_its_twin(name):
         assert name in every
         kernels.disable(name, "wrong")
         assert captured_step(cuda, parts(small_network())) == every - {name}
-        assert kernels.active() == {n: "torch" if n == name else "triton" for n in (*KERNELS, *dispatch.BESIDE)}
+        assert kernels.active() == {n: "torch" if n == name else "triton" for n in KERNELS}
         assert dispatch.reasons() == {name: "wrong"}
         kernels.use("auto")
         assert captured_step(cuda, parts(small_network())) == every

@@ -79,7 +79,7 @@ def test_a_line_says_what_is_missing(monkeypatch, tmp_path, compiler, break_it):
     assert fault is not None and "\n" not in fault
     kernels.use("auto", tell=told.append)
     assert told == [f"note: {fault}. Until then plain PyTorch does the work of the Triton kernels, slower"]
-    assert kernels.active() == dict.fromkeys((*KERNELS, *dispatch.BESIDE), "torch")
+    assert kernels.active() == dict.fromkeys(KERNELS, "torch")
     with pytest.raises(UserError, match=f"--kernels triton cannot be had: .*{expected}"):
         kernels.use("triton", tell=told.append)
     assert len(told) == 1
