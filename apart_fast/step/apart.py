@@ -5,8 +5,8 @@ The way of the data is `Apart.step`: start -> (pass 1 -> move) x steps -> pass 2
 
 import hashlib
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from apart_fast.kernels import Crops
 from apart_fast.models.channels_last import PlainLayout, any_layout
 from apart_fast.models.default_points import default_points
 from apart_fast.models.modes import frozen
+from apart_fast.models.norms import BatchCounters
 from apart_fast.models.stem import keep_stem_precise
 from apart_fast.step import spans
 from apart_fast.step.checks import check_batch
@@ -156,6 +157,7 @@ class Apart:
         self._network = any_layout(model, sample)
         precise = amp is not None or self.device.type == "cuda"  # where TF32 would round the perturbation away
         self._stem = keep_stem_precise(self._network, sample) if precise else None
+        self._counters = BatchCounters(model)
         self.loss = CrossEntropy(self._network, amp, label_smoothing)
 
     # ---- the step
@@ -196,7 +198,17 @@ class Apart:
         with self.omega_at_hand(crops.indices):
             return self._step(images, labels, crops)
 
+    @contextmanager
+    def _both_passes(self) -> Iterator[None]:
+        """Within: what autocast makes of the weights serves all passes (it forgets its casts at the outermost end)."""
+        with torch.autocast(self.device.type, enabled=False), self._counters.together():
+            yield
+
     def _step(self, images: Tensor, labels: Tensor, crops: Crops) -> StepResult:
+        with self._both_passes():
+            return self._passes(images, labels, crops)
+
+    def _passes(self, images: Tensor, labels: Tensor, crops: Crops) -> StepResult:
         method, setting = self.method, self._setting
         start_loss, signs = None, None
         with span(spans.START):
@@ -258,10 +270,17 @@ class Apart:
         """Loss, input gradient (times a positive scale) and the signs at the block points; no weight gradients."""
         x = x.detach().requires_grad_()
         capturing = self.points.capturing() if self.points else nullcontext()
-        with frozen(self.model), capturing as signs:
+        with self._no_weight_gradients(), capturing as signs:
             loss, _ = self.loss(x, labels)
             (gradient,) = torch.autograd.grad(self._scaled(loss), x)
         return loss.detach(), gradient, signs
+
+    def _no_weight_gradients(self) -> AbstractContextManager[None]:
+        """In pass 1. Autocast keeps no casts of frozen weights: with it only the first layer, which needs none, is
+        frozen, and `autograd.grad` skips the gradients of the others."""
+        if self.amp is None:
+            return frozen(self.model)
+        return nullcontext() if self._stem is None else frozen(self._stem.layer)
 
     def _pass2(self, x: Tensor, labels: Tensor, signs: Signs) -> tuple[Tensor, Tensor, Gradients | None]:
         """Loss, right answers, and gradients of input and block steps; weight gradients go to `p.grad`."""

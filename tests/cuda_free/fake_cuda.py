@@ -123,7 +123,8 @@ class Graph:
 
 
 class _Functions(TorchFunctionMode):
-    """What torch's own code does only with a driver: casts as autocast does them, and `torch.tensor(1, device=...)`."""
+    """What torch's own code does only with a driver: casts as autocast does and keeps them, and
+    `torch.tensor(1, device=...)`."""
 
     _lowered = {torch.conv2d, torch.conv1d, torch.conv3d, torch._C._nn.linear, torch.matmul, torch.bmm, torch.addmm}
 
@@ -131,11 +132,28 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in self._lowered and torch.is_autocast_enabled("cuda"):
             dtype = torch.get_autocast_dtype("cuda")
-            args = [a.to(dtype) if isinstance(a, torch.Tensor) and a.dtype == torch.float32 else a for a in args]
+            args = [self._cast(a, dtype) if isinstance(a, torch.Tensor) else a for a in args]
         if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "cuda":
             like = func(*args, **kwargs | {"device": "cpu"})
             return torch.zeros(like.shape, dtype=like.dtype, device=kwargs["device"])
         return func(*args, **kwargs)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._casts: dict[torch.Tensor, torch.Tensor] = {}
+
+    def _cast(self, a: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if a.dtype != torch.float32:
+            return a
+        if not (a.is_leaf and a.requires_grad and torch.is_autocast_cache_enabled()):
+            return a.to(dtype)
+        if a not in self._casts:
+            self._casts[a] = a.to(dtype)
+        return self._casts[a]
+
+    def forget(self) -> None:
+        """As `torch.clear_autocast_cache`."""
+        self._casts.clear()
 
 
 class _Mode(FakeTensorMode):
@@ -192,7 +210,9 @@ def fake_cuda() -> Iterator[Cuda]:
         stack.enter_context(mock.patch.object(dispatch, "triton_fault", lambda: None))
         stack.enter_context(mock.patch.object(dispatch, "_state", dispatch._State()))
         stack.enter_context(_Mode(allow_non_fake_inputs=True))
-        stack.enter_context(_Functions())
+        functions = stack.enter_context(_Functions())
+        clear = torch.clear_autocast_cache
+        stack.enter_context(mock.patch.object(torch, "clear_autocast_cache", lambda: (clear(), functions.forget())))
         yield cuda
 
 
