@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from apart_fast.errors import UserError
 from apart_fast.loaders import LOADERS, Batch, EpochPlan, Split, load_dataset, make_loader, subset
 from apart_fast.loaders.datasets.table import DEBIAN_FASHION_MNIST
-from apart_fast.loaders.plan import shard_positions
+from apart_fast.loaders.plan import shard_positions, share_of
 
 needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="ffcv is not installed: pip install apart_fast[ffcv]")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -117,21 +117,54 @@ def test_an_epoch_holds_every_example_once(kind, cache):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_own_fixed_and_separate_shards(kind, cache):
-    split = synthetic(n=101)
-    owned, crops = [], []
-    for rank in (0, 1):
-        with make(kind, split, cache, batch_size=16, rank=rank, world_size=2) as loader:
-            assert loader.num_examples == 50 and len(loader) == 4
-            positions = torch.from_numpy(shard_positions(101, rank, 2))
+    split = synthetic(n=97)  # seven batches of 14 less one
+    owned, sizes = [], []
+    with make(kind, split, cache, batch_size=14) as loader:
+        alone = {  # crops and flips by epoch and example
+            (epoch, int(i)): (*offset.tolist(), bool(flip))
+            for epoch in (0, 1)
+            for _, _, indices, offsets, flips in run(loader, epoch)
+            for i, offset, flip in zip(indices, offsets, flips, strict=True)
+        }
+    for rank in range(3):
+        with make(kind, split, cache, batch_size=14, rank=rank, world_size=3) as loader:
+            positions = torch.from_numpy(loader.shard)
+            assert loader.num_examples == len(positions) and len(loader) == 7
             for epoch in (0, 1):
-                for images, labels, indices, offsets, _ in run(loader, epoch):
-                    crops.append(offsets)
+                batches = run(loader, epoch)
+                sizes.append([len(batch[1]) for batch in batches])
+                for images, labels, indices, offsets, flips in batches:
                     # the index leads to the same example in every epoch
                     assert torch.equal(images, split.images[positions[indices]])
                     assert torch.equal(labels, split.labels[positions[indices]])
-            owned.append(positions.tolist())
-    assert not set(owned[0]) & set(owned[1]) and sorted(owned[0] + owned[1]) == list(range(100))
-    assert not same(crops[:8], crops[8:])  # ranks do not draw the same crops
+                    for i, offset, flip in zip(positions[indices], offsets, flips, strict=True):
+                        assert alone[epoch, int(i)] == (*offset.tolist(), bool(flip))
+            owned += positions.tolist()
+    assert sorted(owned) == list(range(97))
+    assert np.array(sizes)[::2].sum(0).tolist() == [14] * 6 + [13]
+    assert sizes[0] == sizes[1] == [5] * 7 and sizes[4] == [4] * 7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rank_without_images_in_the_last_batch_takes_the_step_along(kind, cache):
+    shares = []
+    for rank in range(3):
+        with make(kind, synthetic(n=13), cache, batch_size=6, rank=rank, world_size=3) as loader:
+            batches = list(loader.epoch(0))
+            assert [len(batch) for batch in batches] == ([2, 2, 1], [2, 2, 0], [2, 2, 0])[rank]
+            assert [batch.together for batch in batches] == [6, 6, 1]
+            shares.append([batch.share for batch in batches])
+            assert [len(batch.indices) for batch in loader.epoch(0, start=2)] == [(1, 0, 0)[rank]]
+    assert np.allclose(np.sum(shares, 0), 1)
+
+
+def test_of_each_batch_a_rank_has_its_share():
+    for n, batch, world in ((1000, 128, 3), (1000, 128, 8), (10, 10, 4), (11, 5, 5)):
+        owned = [shard_positions(n, rank, world, batch) for rank in range(world)]
+        assert sorted(np.concatenate(owned).tolist()) == list(range(n))
+        for rank, positions in enumerate(owned):
+            whole, rest = divmod(n, batch)
+            assert len(positions) == whole * share_of(batch, rank, world) + share_of(rest, rank, world)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -217,10 +250,10 @@ def test_plan(n, seed, epoch, padding):
     assert np.array_equal(bare.order, plan.order) and not bare.flips.any() and not bare.offsets.any()
 
 
-def test_plan_depends_on_seed_epoch_and_rank_and_stays_for_good():
-    plans = [EpochPlan(50, *key, 4, True, rank=rank) for *key, rank in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
+def test_plan_depends_on_seed_and_epoch_and_stays_for_good():
+    plans = [EpochPlan(50, *key, 4, True) for key in ((0, 0), (1, 0), (0, 1))]
     for what in ("order", "offsets", "flips"):
-        assert len({getattr(plan, what).tobytes() for plan in plans}) == 4
+        assert len({getattr(plan, what).tobytes() for plan in plans}) == 3
     # written down once: a change here means that no earlier run can be repeated
     plan = EpochPlan(6, seed=5, epoch=2, padding=4, flip=True)
     assert plan.order.tolist() == [4, 2, 5, 0, 1, 3]
@@ -245,7 +278,7 @@ def test_plan_is_uniform():
     ("options", "message"),
     [
         ({"batch_size": 301}, "a batch of 301 is larger than the data .* at most 300"),
-        ({"batch_size": 151, "world_size": 2}, "at most 150"),
+        ({"batch_size": 2, "world_size": 3}, "leaves some without images: .* at least 3"),
         ({"batch_size": 0}, "batch size is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"rank": 2, "world_size": 2}, "rank 2"),
