@@ -97,3 +97,20 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another libc
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def available_bytes() -> float:
+    """Host memory that can still be had, as far as the system tells."""
+    available = float("inf")
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+        # of a container: its limit, less what it cannot give up
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        available = min(available, limit - used + int(files["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # another system; no limit
+        pass
+    return available

@@ -2,9 +2,8 @@
 
 import hashlib
 import importlib
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -16,16 +15,16 @@ from torch import Tensor
 
 from apart_fast.device import usable_cores
 from apart_fast.errors import UserError
-from apart_fast.files import atomic_path, atomic_write
 from apart_fast.loaders.base import Loader, to_device
-from apart_fast.loaders.datasets.splits import Split, fingerprint
+from apart_fast.loaders.datasets.derived import Note, at_hand, check_room, provide
+from apart_fast.loaders.datasets.splits import Split, content_key
 from apart_fast.loaders.plan import EpochPlan
 
 MOST_WORKERS = 8  # where no number is asked for: more only make numba's compilation slower
 
 
 class FfcvLoader(Loader):
-    """Batches read from `<cache>/<name>-<fingerprint>.beton`, which is written when there is none for this content.
+    """Batches read from `<cache>/<name>-<key>.beton`, which is written when there is none for this content.
 
     The file holds the whole split, so that all ranks share it; each reads its own shard. `workers` are threads, no
     more of them than cores that may be used; one reads hundreds of thousands of small images a second, and more make
@@ -51,10 +50,17 @@ class FfcvLoader(Loader):
         folder = cache or split.cache
         if folder is None:
             raise ValueError("a split that does not come from disk needs the argument `cache`")
-        self.path = Path(folder) / f"{split.name}-{fingerprint(split)}.beton"
-        _provide(self.path, lambda path: backend.write(path, split, self.progress))
+        self.path = Path(folder) / f"{split.name}-{content_key(split)}.beton"
+
+        def write(path: Path) -> Note:
+            check_room(path.parent, split.nbytes, f"{len(split)} images for FFCV")
+            backend.write(path, split, self.progress)
+            return _describe(path)
+
+        provide(self.path, write, _look, rewrite=False)
         self._rows = torch.arange(self.batch_size, device=self.device)
-        self._source = backend.Source(self.path, self.batch_size, min(max(self.workers, 1), usable_cores()))
+        workers = min(max(self.workers, 1), usable_cores())
+        self._source = backend.Source(self.path, self.batch_size, workers, scattered=not at_hand(self.path))
 
     def _fetch(self, plan: EpochPlan, begin: int, order: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         positions = self.shard[plan.order[begin:]]
@@ -89,30 +95,14 @@ def _import_backend() -> ModuleType:
     return ffcv_backend
 
 
-def _provide(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` make the file at `path` unless it is there, and verify it if it is.
-
-    Size and checksum are kept in `path` + ".json"; a file without them was not finished and is written again.
-    """
-    note = path.with_name(path.name + ".json")
-    if path.exists() and note.exists():
-        try:
-            expected = json.loads(note.read_text())
-        except ValueError:
-            expected = None
-        if expected != _describe(path):
-            raise UserError(f"{path} is damaged: delete it and run again")
-        return
-    with atomic_path(path) as temporary:
-        write(temporary)
-        description = _describe(temporary)
-    atomic_write(note, json.dumps(description) + "\n")
-
-
-def _describe(path: Path) -> dict[str, int | str]:
+def _describe(path: Path) -> Note:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
     return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
+
+
+def _look(path: Path, note: Note, read: bool) -> bool:
+    return not read or note["blake2b"] == _describe(path)["blake2b"]
 
 
 def _copy(array: np.ndarray, device: torch.device) -> Tensor:

@@ -55,7 +55,9 @@ def judged_data(config: Common, runs: Sequence[Run]) -> tuple[Dataset, Split]:
             the classes differently.
     """
     name = runs[0].config.dataset
-    data = load_dataset(name, config.data_dir, download=config.download, progress=config.progress)
+    data = load_dataset(
+        name, config.data_dir, download=config.download, progress=config.progress, cache=config.cache_dir
+    )
     for i, run in enumerate(runs):
         known = checkpoint.check_data(run.summary.get("model"), data, name, run.folder.path, _classes(run))
         if i and known is not data:

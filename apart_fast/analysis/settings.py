@@ -25,6 +25,8 @@ class Common:
     """Of random starts and noise."""
     data_dir: Path = Path("data")
     """Where the data lies, or is downloaded to."""
+    cache_dir: Path | None = None
+    """Where files derived from the data go. None: .apart_fast in --data-dir."""
     download: bool = True
     """Download a missing data set."""
     device: str | None = None

@@ -14,10 +14,10 @@ def check(given: Given) -> list[Line]:
 
 def _look(name: str, given: Given) -> Line:
     try:
-        data = load_dataset(name, given.data_dir or ".", download=False, progress=False)
+        data = load_dataset(name, given.data_dir or ".", download=False, progress=False, cache=given.cache_dir)
     except UserError as error:
         return Line(name, "fails" if "damaged" in str(error) else "missing", first_line(error))
     except Exception as error:  # of a file that nobody expected
         return Line(name, "fails", first_line(error))
-    shape = "x".join(map(str, data.train.images.shape[1:]))
+    shape = "x".join(map(str, data.train.shape[1:]))
     return Line(name, "ok", f"{len(data.train)} training and {len(data.test)} test images of {shape}")

@@ -41,6 +41,7 @@ class Given:
         data_dir: a folder of data, or None.
         folder: temporary, to write to.
         found: lines of the checks that ran before, by name of the check.
+        cache_dir: where files derived from the data go, or None.
     """
 
     device: torch.device
@@ -48,6 +49,7 @@ class Given:
     data_dir: Path | None
     folder: Path
     found: dict[str, list[Line]] = field(default_factory=dict)
+    cache_dir: Path | None = None
 
     def line(self, check: str, what: str) -> Line | None:
         """The line `what` of a check that ran before."""

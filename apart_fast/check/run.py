@@ -24,14 +24,16 @@ CHECKS = {
 }
 
 
-def run_checks(device: str | None = None, quick: bool = False, data_dir: Path | None = None) -> dict[str, list[Line]]:
+def run_checks(
+    device: str | None = None, quick: bool = False, data_dir: Path | None = None, cache_dir: Path | None = None
+) -> dict[str, list[Line]]:
     """Lines of every check of `CHECKS`; one that raises says so, and the others run.
 
     Raises:
         UserError: no such device.
     """
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-        given = Given(pick_device(device), quick, data_dir, Path(folder))
+        given = Given(pick_device(device), quick, data_dir, Path(folder), cache_dir=cache_dir)
         for name, where in CHECKS.items():
             began = time.perf_counter()
             try:

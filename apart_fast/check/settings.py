@@ -18,6 +18,8 @@ class CheckConfig:
     """cuda, cuda:1, cpu, ... None: a GPU if there is one."""
     data_dir: Path | None = None
     """Also read every data set that lies there (nothing is downloaded)."""
+    cache_dir: Path | None = None
+    """Where files derived from the data go. None: .apart_fast in --data-dir."""
     json: bool = False
     """Print JSON instead of the page."""
     quick: bool = False

@@ -15,7 +15,7 @@ def run(config: CheckConfig) -> None:
         UserError: no such device or folder.
     """
     config.check()
-    found = run_checks(config.device, config.quick, config.data_dir)
+    found = run_checks(config.device, config.quick, config.data_dir, config.cache_dir)
     print(to_json(as_data(found)) if config.json else page(found))
     if wrong(found):
         sys.exit(1)

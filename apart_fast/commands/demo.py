@@ -49,8 +49,14 @@ def run(config: DemoConfig) -> None:
     report = config.out / "demo.json"
     if config.out.exists() and not _is_demo(config.out):
         raise UserError(f"{config.out} holds something other than a demo: choose another --out")
-    base = TrainConfig.of("demo", data_dir=config.data_dir, loader=loader, amp=has_bfloat16(pick_device(None)))
-    load_dataset(base.dataset, base.data_dir)  # without data the old demo stays
+    base = TrainConfig.of(
+        "demo",
+        data_dir=config.data_dir,
+        cache_dir=config.cache_dir,
+        loader=loader,
+        amp=has_bfloat16(pick_device(None)),
+    )
+    load_dataset(base.dataset, base.data_dir, cache=base.cache_dir)  # without data the old demo stays
     shutil.rmtree(config.out, ignore_errors=True)
     summaries, precision = {}, "bfloat16" if base.amp else "float32"
     for method in METHODS:

@@ -26,7 +26,9 @@ def run(config: EvaluateConfig) -> None:
     out = config.out or config.checkpoint.parent / "evaluation.json"
     state = checkpoint.load(config.checkpoint)
     name = config.dataset or state["dataset"]
-    data = load_dataset(name, config.data_dir, download=config.download, progress=config.progress)
+    data = load_dataset(
+        name, config.data_dir, download=config.download, progress=config.progress, cache=config.cache_dir
+    )
     data = checkpoint.check_data(state["description"], data, name, config.checkpoint, state.get("classes"))
     check_writable(out)
     if device.type == "cpu":

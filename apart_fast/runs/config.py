@@ -23,7 +23,8 @@ else:  # the flags take the names of the tables
 DATASETS = ", ".join(DATASET_NAMES)
 FAMILY = ", ".join(name + "-K" * takes_steps for name, (_, takes_steps, _) in METHODS.items())
 
-MOVABLE = ("data_dir", "download", "device", "kernels", "workers", "progress")  # what a resumed run may set anew
+# what a resumed run may set anew
+MOVABLE = ("data_dir", "cache_dir", "download", "device", "kernels", "workers", "progress")
 
 
 @dataclass
@@ -40,6 +41,8 @@ class TrainConfig:
     dataset: Annotated[str, tyro.conf.arg(help=f"{DATASETS} (train/<class>/*, test/<class>/*).")] = "cifar10"
     data_dir: Path = Path("data")
     """Where the data lies, or is downloaded to."""
+    cache_dir: Path | None = None
+    """Where files derived from the data go (decoded images, FFCV's). None: .apart_fast in --data-dir."""
     download: bool = True
     """Download a missing data set."""
     train_images: int | None = None
@@ -146,7 +149,8 @@ class TrainConfig:
     """Run folder. None: runs/<dataset>-<method>-<time>."""
     resume: Path | None = None
     """Go on with the run in this folder, from its last checkpoint. Its settings hold; only --data-dir,
-    --download, --device, --kernels, --workers and --progress may differ (their default values count as not given)."""
+    --cache-dir, --download, --device, --kernels, --workers and --progress may differ (their default values count as
+    not given)."""
     checkpoint_every: int | None = None
     """Epochs between checkpoints of the whole state. None: by time, so that they take at most about 2 % of the
     training: after an epoch, and in a long one every two minutes. Also written at the end, on SIGTERM and Ctrl-C."""
@@ -220,6 +224,8 @@ class EvaluateConfig:
     """Data set to judge on. None: the one it was trained on."""
     data_dir: Path = Path("data")
     """Where the data lies, or is downloaded to."""
+    cache_dir: Path | None = None
+    """Where files derived from the data go (decoded images, FFCV's). None: .apart_fast in --data-dir."""
     download: bool = True
     """Download a missing data set."""
     images: int | None = None
@@ -262,6 +268,8 @@ class DemoConfig:
 
     data_dir: Path = Path("data")
     """Where the data lies, or is downloaded to (Debian's dataset-fashion-mnist is found by itself)."""
+    cache_dir: Path | None = None
+    """Where files derived from the data go (decoded images, FFCV's). None: .apart_fast in --data-dir."""
     out: Path = Path("runs/demo")
     """Folder for the runs and pictures; a demo that lies there is replaced."""
     loader: LoaderName = "ffcv"

@@ -84,7 +84,7 @@ class RunFolder:
             known = {field.name for field in dataclasses.fields(TrainConfig)}
             if values.keys() - known:
                 raise ValueError(f"unknown settings {sorted(values.keys() - known)}")
-            for name in ("data_dir", "out", "resume"):
+            for name in ("data_dir", "cache_dir", "out", "resume"):
                 values[name] = Path(values[name]) if values.get(name) else None
             values["points"] = tuple(values["points"]) if values.get("points") else None
             config = TrainConfig(**values)

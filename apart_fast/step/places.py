@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from apart_fast.device import available_bytes
 from apart_fast.errors import UserError
 from apart_fast.files import NO_ROOM
 from apart_fast.step.omega import Memory
@@ -95,20 +96,3 @@ def _map_file(folder: Path, size: int) -> mmap.mmap:
         if error.errno in NO_ROOM:
             raise UserError(f"no space left for {where}: free some space or choose another folder") from error
         raise UserError(f"cannot write {where} ({error.strerror}): choose a folder that can be written") from error
-
-
-def available_bytes() -> float:
-    """Host memory that can still be had, as far as the system tells."""
-    available = float("inf")
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-        # of a container: its limit, less what it cannot give up
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        available = min(available, limit - used + int(files["inactive_file"]))
-    except (OSError, ValueError, KeyError):  # another system; no limit
-        pass
-    return available

@@ -31,7 +31,13 @@ def train(config: TrainConfig) -> tuple[dict, Path]:
     if device.type == "cpu":
         keep_freed_memory()
     with algorithms(device, deterministic=config.deterministic):
-        data = load_dataset(config.dataset, config.data_dir, download=config.download, progress=config.progress)
+        data = load_dataset(
+            config.dataset,
+            config.data_dir,
+            download=config.download,
+            progress=config.progress,
+            cache=config.cache_dir,
+        )
         trainer = Trainer(config, folder, data, state)
         state = None  # its omega would stay in memory
         if not resumed:

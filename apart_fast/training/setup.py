@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -12,6 +13,7 @@ from apart_fast.device import pick_device
 from apart_fast.errors import UserError
 from apart_fast.kernels.verify import replace_wrong_kernels
 from apart_fast.loaders import Dataset, Loader, Split, fingerprint, make_loader, subset, take_validation
+from apart_fast.loaders.datasets.statistics import channel_statistics
 from apart_fast.models import build_model
 from apart_fast.models.channels_last import any_layout
 from apart_fast.precision import has_bfloat16
@@ -103,7 +105,7 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset) -> Parts:
     apart = Apart(
         model,
         loader.num_examples,
-        splits.train.images.shape[1:],
+        splits.train.shape[1:],
         padding=config.padding,
         eps=config.eps,
         method=config.method,
@@ -151,11 +153,8 @@ def split(config: TrainConfig, data: Dataset) -> Splits:
 
 def describe_model(config: TrainConfig, train: Split, classes: list[str]) -> dict:
     """Arguments of `build_model` for the network of a run."""
-    _, h, w, c = train.images.shape
-    normalize = None
-    if config.normalize:
-        pixels = train.images.reshape(-1, c) / 255.0
-        normalize = (pixels.mean(0).tolist(), pixels.std(0).tolist())
+    _, h, w, c = train.shape
+    normalize = channel_statistics(train) if config.normalize else None
     return {
         "name": config.model,
         "num_classes": len(classes),
@@ -174,7 +173,7 @@ def check_last_batch(model: nn.Module, num_examples: int, batch_size: int, train
     """
     if (num_examples - 1) % batch_size:
         return
-    image = train.images[:1].to(next(model.parameters()).device).permute(0, 3, 1, 2).float() / 255
+    image = train.take(np.arange(1)).images.to(next(model.parameters()).device).permute(0, 3, 1, 2).float() / 255
     trial = any_layout(copy.deepcopy(model), image).train()
     try:
         with torch.no_grad():

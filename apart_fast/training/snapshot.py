@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apart_fast.step.places import available_bytes
+from apart_fast.device import available_bytes
 
 _SHARE = 0.5  # of the free host memory, at most: the system and the loader need some too
 

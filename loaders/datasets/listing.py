@@ -2,9 +2,11 @@
 
 import os
 import stat
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -22,11 +24,27 @@ _SPECIAL = {
 }
 
 
-class File(NamedTuple):
-    """A picture that has not been opened yet."""
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a class, not opened yet: as little of each as is needed, for there may be millions.
 
-    path: str
-    status: os.stat_result
+    Attributes:
+        folder: where they lie.
+        names: of the files, in order.
+        sizes, times: bytes of each and when it was changed (ns).
+    """
+
+    folder: str
+    names: list[str]
+    sizes: array
+    times: array
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def paths(self) -> Iterator[str]:
+        """Of the files, in order."""
+        return (os.path.join(self.folder, name) for name in self.names)
 
 
 @cache
@@ -41,7 +59,7 @@ def shown(path: str | os.PathLike) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def list_pictures(folder: Path) -> dict[str, list[File]]:
+def list_pictures(folder: Path) -> dict[str, Pictures]:
     """Name of each class folder in `folder` -> its pictures, both sorted by name.
 
     Hidden entries and what file managers leave behind (Thumbs.db, ...) are passed over.
@@ -87,8 +105,8 @@ def list_pictures(folder: Path) -> dict[str, list[File]]:
     return {entry.name: _pictures(entry) for entry, _ in labels}
 
 
-def _pictures(label: os.DirEntry) -> list[File]:
-    files, strays = [], []
+def _pictures(label: os.DirEntry) -> Pictures:
+    files, strays = Pictures(label.path, [], array("q"), array("q")), []
     for entry in _entries(label.path, "the class folder"):
         try:
             status = entry.stat()
@@ -105,7 +123,9 @@ def _pictures(label: os.DirEntry) -> list[File]:
             kind = _SPECIAL.get(stat.S_IFMT(status.st_mode), "no file")
             raise UserError(f"{shown(entry.path)} is {kind}, which cannot be read as an image: remove it")
         if os.path.splitext(entry.name)[1].lower() in suffixes():
-            files.append(File(entry.path, status))
+            files.names.append(entry.name)
+            files.sizes.append(status.st_size)
+            files.times.append(status.st_mtime_ns)
         else:
             strays.append(entry)
     if strays:

@@ -14,8 +14,9 @@ import torch
 
 from apart_fast.errors import UserError
 from apart_fast.files import remove_abandoned
+from apart_fast.loaders.datasets.derived import folder_for
 from apart_fast.loaders.datasets.fetch import FETCHING, fetch, find, reason
-from apart_fast.loaders.datasets.folder import CACHE, load_folder
+from apart_fast.loaders.datasets.folder import load_folder
 from apart_fast.loaders.datasets.read import READERS, Arrays
 from apart_fast.loaders.datasets.splits import Dataset, Split
 from apart_fast.loaders.datasets.table import FOLDER, KNOWN, KnownSet
@@ -24,18 +25,26 @@ from apart_fast.loaders.datasets.table import FOLDER, KNOWN, KnownSet
 class LoadDataset(Protocol):
     """What `DATASETS` holds: see `load_dataset` for the arguments."""
 
-    def __call__(self, root: Path, *, download: bool, progress: bool) -> Dataset: ...
+    def __call__(self, root: Path, *, download: bool, progress: bool, cache: Path | None) -> Dataset: ...
 
 
-def load_dataset(name: str, root: str | os.PathLike, *, download: bool = True, progress: bool = True) -> Dataset:
+def load_dataset(
+    name: str,
+    root: str | os.PathLike,
+    *,
+    download: bool = True,
+    progress: bool = True,
+    cache: str | os.PathLike | None = None,
+) -> Dataset:
     """Load a data set of the table `DATASETS` from the folder `root`.
 
-    Existing files in `root` are never altered; what is derived from them goes to `root/.apart_fast`. A named set may
-    also lie in `root` as a folder of images (see `load_folder`); Fashion-MNIST is also taken from Debian's package.
+    Existing files in `root` are never altered. A named set may also lie in `root` as a folder of images (see
+    `load_folder`); Fashion-MNIST is also taken from Debian's package.
 
     Args:
         download: fetch a named set that is missing.
         progress: show a bar while a folder of images is decoded for the first time.
+        cache: where what is derived from the files goes. None: `root/.apart_fast`.
 
     Raises:
         UserError: the set is unknown, missing, half-downloaded or cannot be fetched; for folders of images: mixed
@@ -44,17 +53,18 @@ def load_dataset(name: str, root: str | os.PathLike, *, download: bool = True, p
     """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
-    return DATASETS[name](Path(root).expanduser(), download=download, progress=progress)
+    cache = None if cache is None else Path(cache).expanduser()
+    return DATASETS[name](Path(root).expanduser(), download=download, progress=progress, cache=cache)
 
 
-def load_known(name: str, root: Path, *, download: bool, progress: bool) -> Dataset:
+def load_known(name: str, root: Path, *, download: bool, progress: bool, cache: Path | None) -> Dataset:
     """Load a set of the table `KNOWN`, which is fetched if need be; see `load_dataset`."""
     known = KNOWN[name]
-    _tidy(root)
+    remove_abandoned(root, f"{FETCHING}*")
     source = find(known, root, elsewhere=False)
     as_folder = any(os.path.lexists(root / part) for part in ("train", "test"))
     if source is None and as_folder:
-        return _from_folder(name, known, root, progress)
+        return _from_folder(name, known, root, progress, cache)
     if source is None:
         source = find(known, root, elsewhere=True)
     elif as_folder:
@@ -78,21 +88,15 @@ def load_known(name: str, root: Path, *, download: bool, progress: bool) -> Data
             f"{' and '.join(arrays.differing)} differ from the published files",
             stacklevel=2,
         )
-    cache = root / CACHE
+    folder = folder_for(root, cache)
     train, test = (
-        Split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)), f"{name}-{part}", cache)
+        Split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)), f"{name}-{part}", folder)
         for part, x, y in (
             ("train", arrays.images, arrays.labels),
             ("test", arrays.test_images, arrays.test_labels),
         )
     )
     return Dataset(name, train, test, list(arrays.classes), known.flip)
-
-
-def _tidy(root: Path) -> None:
-    """Remove what killed processes have left while they wrote or fetched."""
-    remove_abandoned(root / CACHE)
-    remove_abandoned(root, f"{FETCHING}*")
 
 
 def _check(known: KnownSet, arrays: Arrays) -> None:
@@ -102,8 +106,8 @@ def _check(known: KnownSet, arrays: Arrays) -> None:
             raise ValueError(f"{x.shape} images do not fit {len(y)} labels")
 
 
-def _from_folder(name: str, known: KnownSet, root: Path, progress: bool) -> Dataset:
-    dataset = load_folder(root, name=name, flip=known.flip, progress=progress, names=known.names)
+def _from_folder(name: str, known: KnownSet, root: Path, progress: bool, cache: Path | None) -> Dataset:
+    dataset = load_folder(root, name=name, flip=known.flip, progress=progress, names=known.names, cache=cache)
     found, wanted = (*dataset.train.images.shape[1:], len(dataset.classes)), (*known.shape, known.classes)
     if found != wanted:
         raise UserError(
@@ -116,8 +120,8 @@ def _from_folder(name: str, known: KnownSet, root: Path, progress: bool) -> Data
     return dataset
 
 
-def _load_any_folder(root: Path, *, download: bool, progress: bool) -> Dataset:
-    return load_folder(root, progress=progress)  # there is nothing to download
+def _load_any_folder(root: Path, *, download: bool, progress: bool, cache: Path | None) -> Dataset:
+    return load_folder(root, progress=progress, cache=cache)  # there is nothing to download
 
 
 DATASETS: dict[str, LoadDataset] = {

@@ -183,6 +183,7 @@ def fake_cuda() -> Iterator[Cuda]:
 
     patched = {
         **dict(is_available=lambda: True, is_bf16_supported=lambda *_, **__: True, current_device=lambda: 0),
+        **dict(mem_get_info=lambda *_: (2**40, 2**40), memory_reserved=lambda *_: 0, memory_allocated=lambda *_: 0),
         **dict(is_current_stream_capturing=lambda: cuda.capturing, Stream=Stream, Event=Stream),
         **dict(current_stream=lambda *_: Stream(), stream=lambda _: contextlib.nullcontext()),
         **dict(set_stream=lambda _: None, device_count=lambda: 1, synchronize=lambda *_: None),

@@ -1,6 +1,7 @@
 """Nothing in a folder of images is left out without a word, and nothing else is taken for it."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ import torch
 from image_folders import draw, make_folder, refuse
 from PIL import Image, features
 
+from apart_fast.errors import UserError
 from apart_fast.files import atomic_path, remove_abandoned
-from apart_fast.loaders import load_dataset
+from apart_fast.loaders import fingerprint, load_dataset
 from apart_fast.loaders.datasets import folder, listing
 
 SUFFIXES = ["png", "jpg", "JPEG", "jpe", "webp", "bmp", "tif", "TIFF", "gif", "ppm", "pgm"]
@@ -149,23 +152,73 @@ def test_what_may_not_be_meant_is_said(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("how", ["fewer", "float", "flat", "channels", "before"])
+@pytest.mark.parametrize("how", ["fewer", "float", "flat", "channels", "turned", "altered", "cut", "objects", "pipe"])
 def test_decoded_images_that_do_not_fit_the_files(how, tmp_path):
     make_folder(tmp_path)
-    first = load(tmp_path).train.images
-    (cache,) = (tmp_path / folder.CACHE).iterdir()
-    with np.load(cache) as arrays:
-        images, notes = arrays["images"], arrays["notes"]
-    images = {
-        "fewer": images[:-1],
-        "float": images.astype(np.float32),
-        "flat": images[..., 0],
-        "channels": images[..., :2],
-        "before": images * 0,
-    }[how]
-    with open(cache, "wb") as file:
-        np.savez(file, images=images, **({} if how == "before" else {"notes": notes}))
+    first = load(tmp_path).train.images.clone()
+    (cache,) = (tmp_path / folder.CACHE).glob("*.npy")
+    images, data = np.load(cache), cache.read_bytes()
+    cache.unlink()
+    if how == "cut":
+        cache.write_bytes(data[:-1])
+    elif how == "pipe":
+        os.mkfifo(cache)
+    else:
+        changed = {
+            "fewer": images[:-1],
+            "float": images.astype(np.float32),
+            "flat": images[..., 0],
+            "channels": images[..., :2],
+            "turned": np.asfortranarray(images),
+            "altered": images ^ 1,
+            "objects": np.array([print], object),
+        }[how]
+        np.save(cache, changed, allow_pickle=True)
     assert torch.equal(load(tmp_path).train.images, first)
+    assert cache.read_bytes() == data
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "list", "deep", "binary", "altered", "folder"])
+def test_a_note_that_is_not_what_was_written(how, tmp_path, monkeypatch):
+    make_folder(tmp_path)
+    first = load(tmp_path).train
+    (note,) = (tmp_path / folder.CACHE).glob("*.json")
+    text = note.read_text()
+    note.unlink()
+    if how == "folder":
+        note.mkdir()
+        with pytest.raises(UserError, match="cannot write .*json .*: name another folder .* --cache-dir"):
+            load(tmp_path)
+        return
+    if how != "gone":
+        wrong = {"empty": "", "list": "[]", "deep": "[" * 10**5, "binary": "\0", "altered": text.replace("0", "1")}
+        note.write_text(wrong[how])
+    assert fingerprint(load(tmp_path).train) == fingerprint(first)
+    assert json.loads(note.read_text())["fingerprints"] == json.loads(text)["fingerprints"]
+
+
+def test_images_kept_by_an_older_version_are_removed_with_them(tmp_path):
+    make_folder(tmp_path)
+    load(tmp_path)
+    (cache,) = (tmp_path / folder.CACHE).glob("*.npy")
+    cache.unlink()
+    old = cache.with_suffix(".npz")  # of these pictures; the other is not theirs
+    for path in (old, old.with_name("images-of-others.npz")):
+        np.savez(path, images=np.zeros((7, 5, 6, 3), np.uint8), notes=np.array([], np.str_))
+    load(tmp_path)
+    assert [path.name for path in cache.parent.glob("*.npz")] == ["images-of-others.npz"]
+
+
+def test_images_of_pictures_that_have_changed_are_named_where_they_are_many(tmp_path, monkeypatch):
+    make_folder(tmp_path)
+    load(tmp_path)
+    draw(tmp_path / "train" / "a" / "3.png", 9)
+    monkeypatch.setattr(folder, "_WORTH_A_LINE", 100)
+    with pytest.warns(UserWarning, match=r"images decoded earlier \(8.48e-07 GB\) lie in .*, too: delete them unless"):
+        load(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(tmp_path)  # said once
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

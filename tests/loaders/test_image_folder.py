@@ -13,7 +13,7 @@ from PIL import Image
 
 from apart_fast.errors import UserError
 from apart_fast.loaders import fingerprint, load_dataset
-from apart_fast.loaders.datasets import folder
+from apart_fast.loaders.datasets import decode, derived, folder
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "PNG"])
@@ -50,8 +50,8 @@ def test_folder_is_gray_only_if_all_images_are(tmp_path):
 def test_folder_is_decoded_once_and_again_when_it_changed(tmp_path, monkeypatch):
     make_folder(tmp_path)
     decoded = []
-    decode = folder._decode_one
-    monkeypatch.setattr(folder, "_decode_one", lambda path: decoded.append(path) or decode(path))
+    read = decode.read_picture
+    monkeypatch.setattr(decode, "read_picture", lambda path: decoded.append(path) or read(path))
     first = load_dataset("folder", tmp_path, progress=False)
     assert len(decoded) == 8
     second = load_dataset("folder", tmp_path, progress=False)
@@ -62,7 +62,7 @@ def test_folder_is_decoded_once_and_again_when_it_changed(tmp_path, monkeypatch)
     third = load_dataset("folder", tmp_path, progress=False)
     assert len(decoded) == 16 and fingerprint(third.train) != fingerprint(first.train)
     # a damaged cache is only a cache
-    for cache in (tmp_path / folder.CACHE).iterdir():
+    for cache in (tmp_path / folder.CACHE).glob("*.npy"):
         data = bytearray(cache.read_bytes())
         data[-300] ^= 1
         cache.write_bytes(data)
@@ -121,7 +121,7 @@ def test_missing_folder(missing, untouched):
 def failing_write(code):
     @contextmanager
     def atomic_path(path):
-        raise UserError(f"trouble with {path}") from OSError(code, os.strerror(code))
+        raise UserError(f"cannot write {path}: choose another") from OSError(code, os.strerror(code))
         yield
 
     return atomic_path
@@ -129,11 +129,21 @@ def failing_write(code):
 
 def test_no_space_for_decoded_images(untouched, monkeypatch):
     make_folder(untouched)
-    monkeypatch.setattr(folder, "atomic_path", failing_write(errno.ENOSPC))
-    refuse("folder", untouched, "trouble with")
+    monkeypatch.setattr(derived, "atomic_path", failing_write(errno.ENOSPC))
+    refuse("folder", untouched, "cannot write .*images-.*npy: free some space, or name another .* with --cache-dir")
 
 
+@pytest.mark.filterwarnings("ignore:cannot write")
 def test_folder_that_cannot_be_written_is_still_read(tmp_path, monkeypatch):
-    make_folder(tmp_path)
-    monkeypatch.setattr(folder, "atomic_path", failing_write(errno.EROFS))
-    assert len(load_dataset("folder", tmp_path, progress=False).train) == 6
+    pixels = make_folder(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(derived, "atomic_path", failing_write(errno.EROFS))
+        with pytest.warns(UserWarning, match="npy: name another folder .* --cache-dir; .* in memory"):
+            data = load_dataset("folder", tmp_path, progress=False)
+        assert np.array_equal(data.test.images, [pixels[p] for p in sorted(pixels) if p.parts[-3] == "test"])
+        patch.setattr(folder, "available_bytes", lambda: 700)
+        refuse("folder", tmp_path, r"--cache-dir; the memory \(7e-07 GB free\) is too small for the decoded images")
+        refuse("folder", tmp_path, "cannot write .*: name another folder", cache=tmp_path / "mine")
+    # what was known of the images is the same wherever they lie
+    kept = load_dataset("folder", tmp_path, progress=False)
+    assert [fingerprint(s) for s in (data.train, data.test)] == [fingerprint(s) for s in (kept.train, kept.test)]
