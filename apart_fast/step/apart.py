@@ -155,6 +155,8 @@ class Apart:
         )
         sample = torch.zeros(2, *self.image_shape, dtype=dtype, device=self.device).permute(0, 3, 1, 2)
         self._network = any_layout(model, sample)
+        if self.points:
+            self.points.try_out(self._network, sample)
         precise = amp is not None or self.device.type == "cuda"  # where TF32 would round the perturbation away
         self._stem = keep_stem_precise(self._network, sample) if precise else None
         self._counters = BatchCounters(model)

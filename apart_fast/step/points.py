@@ -3,6 +3,9 @@
 A point is written `pattern` or `pattern:input` (what enters the submodule is perturbed) or `pattern:output` (what
 leaves it), where the pattern matches submodule names as a shell would: `layer*.*.conv1`. At the output of an `nn.ReLU`
 the step and the relu are one kernel.
+
+Networks may work in place behind a point as they do without one. A submodule that overwrites its input overwrites what
+others read of it, then as now: there the perturbed activation is written into the tensor that comes in.
 """
 
 import sys
@@ -17,68 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from apart_fast import kernels
 from apart_fast.errors import UserError
+from apart_fast.models.modes import evaluating, frozen
 from apart_fast.step import traced
-
-
-class _CaptureSign(torch.autograd.Function):
-    """Identity; its backward leaves the sign of the gradient (int8) in `signs[i]`."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, signs: list[Tensor | None], i: int) -> Tensor:
-        ctx.signs, ctx.i = signs, i
-        return a.view_as(a)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        ctx.signs[ctx.i] = kernels.capture_sign(grad)
-        return grad, None, None
-
-
-class _AddSign(torch.autograd.Function):
-    """`a + alpha * s`; the gradient of alpha is `sum(grad * s)`."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
-        ctx.save_for_backward(s)
-        return kernels.add_sign(a, s, alpha)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        (s,) = ctx.saved_tensors
-        return grad, None, kernels.sign_dot(grad, s)
-
-
-class _ReluCaptureSign(torch.autograd.Function):
-    """relu; its backward also leaves the sign of the gradient (int8) in `signs[i]`."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, signs: list[Tensor | None], i: int) -> Tensor:
-        a = F.relu(z)
-        ctx.save_for_backward(a)
-        ctx.signs, ctx.i = signs, i
-        return a
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        (a,) = ctx.saved_tensors
-        ctx.signs[ctx.i], dz = kernels.relu_capture_sign(grad, a)
-        return dz, None, None
-
-
-class _ReluAddSign(torch.autograd.Function):
-    """`relu(z) + alpha * s`; the gradient of alpha is `sum(grad * s)`."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
-        ctx.save_for_backward(z, s)
-        return kernels.relu_add_sign(z, s, alpha)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        dz, dot = kernels.relu_sign_dot(grad, *ctx.saved_tensors)
-        return dz, None, dot
+from apart_fast.step.point_functions import AddSign, CaptureSign, ReluAddSign, ReluCaptureSign
 
 
 class PointReLU(nn.ReLU):
@@ -112,8 +57,10 @@ def match_points(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, s
     """(submodule name, `input` | `output`) of every point, in the order of `model.named_modules()`.
 
     Raises:
-        UserError: a pattern matches no submodule, or a side is neither input nor output.
+        UserError: no pattern, one that matches no submodule, or a side that is neither input nor output.
     """
+    if isinstance(patterns, str) or not patterns:
+        raise UserError(f"points are {patterns!r}: give a list of patterns, or choose a method without block steps")
     names = [name for name, _ in model.named_modules() if name]
     points: dict[tuple[str, str], None] = {}
     for pattern in patterns:
@@ -126,6 +73,9 @@ def match_points(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, s
             raise UserError(f"block point {pattern!r} matches no submodule: there are {', '.join(names[:6])}, ...")
         points.update({(name, side): None for name in found})
     return sorted(points, key=lambda point: names.index(point[0]))
+
+
+_NO_ARGUMENT: Any = object()
 
 
 @dataclass
@@ -152,10 +102,12 @@ class BlockPoints:
         self._kept: list[Tensor | None] = [None] * len(self.points)
         self._untraced: Callable[[int, Tensor], Tensor] | None = None
         modules = dict(model.named_modules())
-        for name, _ in self.points:
-            if getattr(modules[name], "inplace", False):
-                raise UserError(f"block point {name!r} works in place: make it with inplace=False, or name another")
-        self._fused = [_can_fuse(modules[name], side) for name, side in self.points]
+        self._modules = [modules[name] for name, _ in self.points]
+        self._relus = [_is_relu(modules[name], side) for name, side in self.points]  # whose work the point does
+        self._fused = list(self._relus)  # in one kernel
+        self._overwritten = [False] * len(self.points)  # what enters, by the module
+        self._watching = True  # until that is known
+        self._given: dict[int, tuple[Tensor, Tensor, int]] = {}  # while watching: what came, what is given, its version
         self._handles = [self._attach(modules[name], side, i) for i, (name, side) in enumerate(self.points)]
 
     def __len__(self) -> int:
@@ -165,6 +117,28 @@ class BlockPoints:
         """Take the hooks off the model again, and make its ReLUs what they were."""
         for handle in self._handles:
             handle.remove()
+
+    def try_out(self, network: nn.Module, sample: Tensor) -> None:
+        """One forward in eval mode, so that points that cannot work are refused before a training begins.
+
+        Args:
+            network: the model, or what wraps it.
+            sample: [B, C, H, W] pixels on its device.
+
+        Raises:
+            UserError: a point takes or gives something else than a tensor with a gradient, or is called twice.
+        """
+        x = sample.clone(memory_format=torch.preserve_format).requires_grad_()
+        try:
+            with torch.enable_grad(), _uncompiled(), evaluating(network), frozen(network):
+                with self._active(_Pass([None] * len(self), None)):
+                    network(x)
+            self._refuse_calls(0)  # a training may call those that are not called here
+        except UserError:
+            self.remove()
+            raise
+        except Exception:  # whatever else is wrong is told by the real call
+            return
 
     def keep_signs(self) -> None:
         """Let `torch.compile` trace the points, so that a pass is one graph.
@@ -180,10 +154,18 @@ class BlockPoints:
         """Within: a backward through the model fills the yielded list with int8 signs of the gradients there.
 
         After `keep_signs`, compiled passes fill the same tensors each time.
+
+        Raises:
+            UserError: a point takes or gives something else than a tensor, has no gradient, or is not called once.
         """
         signs = list(self._kept)
         with self._active(_Pass(signs, None)):
             yield signs
+        self._refuse_calls(1)
+        self._watching = False
+        for i, s in enumerate(signs):
+            if s is None:
+                raise UserError(f"block point {self._label(i)!r} has no gradient: the loss does not depend on it")
         if self._keeps and all(s is not None for s in signs):
             self._kept, self._keeps = list(signs), False
 
@@ -192,24 +174,33 @@ class BlockPoints:
         """Within: point i carries `a + alphas[i] * signs[i]`."""
         with self._active(_Pass(list(signs), list(alphas))):
             yield
+        self._refuse_calls(1)
 
     @contextmanager
     def _active(self, now: _Pass) -> Iterator[None]:
         self._pass, self._calls = now, [0] * len(self)
         if self._untraced is None and "torch._dynamo" in sys.modules:  # to import it takes a second
             self._untraced = torch.compiler.disable(self._eager)
+        watches = [self._watch(i) for i in range(len(self)) if self._watching and not self._relus[i]]
         try:
             yield
         finally:
             self._pass = None
-        if any(calls != 1 for calls in self._calls):
-            name, calls = next((p[0], c) for p, c in zip(self.points, self._calls, strict=True) if c != 1)
-            raise UserError(
-                f"block point {name!r} was called {calls} times in one forward: name a submodule that is called once"
-            )
+            for handle in watches:
+                handle.remove()
+            for i, (_, z, version) in self._given.items():  # those of relus are left
+                # in pass 2 the fused kernel needs z in the backward, which a relu does not
+                self._fused[i] = self._fused[i] and z._version == version
+            self._given = {}
+
+    def _refuse_calls(self, fewest: int) -> None:
+        for (name, _), calls in zip(self.points, self._calls, strict=True):
+            if not fewest <= calls <= 1:
+                what = f"block point {name!r} was called {calls} times in one forward"
+                raise UserError(f"{what}: name a submodule that is called once")
 
     def _at(self, i: int, a: Tensor) -> Tensor | None:
-        """What point i makes of `a` (of what enters the ReLU, where they are fused); None while silent."""
+        """What point i makes of `a` (of what enters the ReLU, where it does its work); None while silent."""
         now = self._pass
         if now is None:
             return None
@@ -220,7 +211,7 @@ class BlockPoints:
             assert self._untraced is not None
             return self._untraced(i, a)
         self._calls[i] += 1
-        a = F.relu(a) if self._fused[i] else a
+        a = F.relu(a) if self._relus[i] else a
         return traced.leave_sign(a, s) if now.alphas is None else traced.add_sign(a, s, now.alphas[i])
 
     def _eager(self, i: int, a: Tensor) -> Tensor:
@@ -228,28 +219,83 @@ class BlockPoints:
         now = self._pass
         assert now is not None
         self._calls[i] += 1
+        if not isinstance(a, Tensor) or not a.is_floating_point() or (now.alphas is None and not a.requires_grad):
+            raise UserError(self._misfit(i, a))
+        fused = self._fused[i]
+        if fused and self._watching:
+            self._given[i] = (a, a, a._version)
+        a = F.relu(a) if self._relus[i] and not fused else a
         if now.alphas is None:
-            return (_CaptureSign, _ReluCaptureSign)[self._fused[i]].apply(a, now.signs, i)
-        return (_AddSign, _ReluAddSign)[self._fused[i]].apply(a, now.signs[i], now.alphas[i])
+            return (CaptureSign, ReluCaptureSign)[fused].apply(a, now.signs, i)
+        return (AddSign, ReluAddSign)[fused].apply(a, now.signs[i], now.alphas[i])
+
+    def _label(self, i: int) -> str:
+        name, side = self.points[i]
+        return name if side == "input" else f"{name}:{side}"
+
+    def _misfit(self, i: int, a: object) -> str:
+        """Why point i cannot work on `a`, and what to do."""
+        takes = "takes" if self.points[i][1] == "input" else "gives"
+        if a is _NO_ARGUMENT:
+            what = "keywords only"
+        elif not isinstance(a, Tensor):
+            what = f"a {type(a).__name__}"
+        elif not a.is_floating_point():
+            what = f"{str(a.dtype).removeprefix('torch.')} numbers, which have no gradient"
+        else:
+            what = "a tensor without gradient, which does not depend on the pixels"
+        return f"block point {self._label(i)!r} {takes} {what}: name a submodule that {takes} one tensor"
+
+    def _watch(self, i: int) -> RemovableHandle:
+        """For one pass: look whether module i overwrites what it is given, and let it."""
+
+        def after(_module: nn.Module, _args: tuple, _output: object) -> None:
+            if i not in self._given:
+                return
+            a, given, version = self._given.pop(i)
+            if given._version != version:
+                self._overwritten[i] = True
+                a.copy_(given)
+
+        return self._modules[i].register_forward_hook(after)
 
     def _attach(self, module: nn.Module, side: str, i: int) -> "RemovableHandle | _Fused":
         """Put point i on the module; returns a handle with `remove()`."""
 
         # plain functions: a deepcopy of the model copies them by reference, bound methods would copy `self`
         def on_input(_module: nn.Module, args: tuple) -> tuple | None:
-            a = self._at(i, args[0])
-            return None if a is None else (a, *args[1:])
+            came = args[0] if args else _NO_ARGUMENT
+            a = self._at(i, came)
+            if a is None:
+                return None
+            if self._overwritten[i]:
+                came.copy_(a)
+                return None
+            if self._watching and not torch.compiler.is_compiling():
+                a = a.clone()  # not in the memory of what came, which the module may overwrite
+                self._given[i] = (came, a, a._version)
+            return (a, *args[1:])
 
         def on_output(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
             return self._at(i, output)
 
-        if self._fused[i] and isinstance(module, nn.ReLU):
+        if self._relus[i] and isinstance(module, nn.ReLU):
             return _Fused(module, lambda z: self._at(i, z))
         if side == "input":
             return module.register_forward_pre_hook(on_input)
         return module.register_forward_hook(on_output)
 
 
-def _can_fuse(module: nn.Module, side: str) -> bool:
+def _is_relu(module: nn.Module, side: str) -> bool:
     # an own forward hook comes before the point; a ReLU of other, silent points (in a copy) keeps these
-    return side == "output" and type(module) is nn.ReLU and not module._forward_hooks
+    return side == "output" and type(module) is nn.ReLU and not module.inplace and not module._forward_hooks
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Within: compiled models run as they are."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled; to import it takes a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -13,12 +13,12 @@ from apart_fast.kernels.point import compute_dtype
 
 
 class _LeaveSign(torch.autograd.Function):
-    """Identity; its backward writes the sign of the gradient into `kept`."""
+    """Identity; its backward writes the sign of the gradient into `kept`. Why it is no view: `CaptureSign`."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, kept: Tensor) -> Tensor:
         ctx.save_for_backward(kept)
-        return a.view_as(a)
+        return a.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

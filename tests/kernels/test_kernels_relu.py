@@ -231,15 +231,21 @@ def run(net):
     return apart
 
 
-def test_calls_are_counted_and_work_in_place_is_refused():
+def test_calls_are_counted():
     assert run(Net()).step_sizes.grad[2] != 0
     for times in (0, 2):
         with pytest.raises(UserError, match=f"'relu' was called {times} times"):
             run(Net(times))
-    net = Net(inplace=True)
-    with pytest.raises(UserError, match="'relu' works in place"):
-        run(net)
-    assert type(net.relu) is nn.ReLU
+
+
+def test_a_relu_that_works_in_place_is_not_fused_and_gives_the_same():
+    found = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        net = Net(inplace=inplace).double()
+        found.append(both_passes(net, BlockPoints(net, ["relu:output"])))
+        assert type(net.relu) is (nn.ReLU if inplace else PointReLU)
+    assert_equal(*found)
 
 
 def test_a_forward_hook_that_was_there_first_stays_before_the_point():
