@@ -3,11 +3,10 @@
 The way of the data is `Apart.step`: start -> (pass 1 -> move) x steps -> pass 2 -> remember.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +23,14 @@ from apart_fast.step.checks import check_batch
 from apart_fast.step.losses import CrossEntropy
 from apart_fast.step.methods import Method, get_method
 from apart_fast.step.moves import MOVES
+from apart_fast.step.noise import ExampleNoise
 from apart_fast.step.perturbation import Gradients, Setting
 from apart_fast.step.places import make_memory
 from apart_fast.step.points import BlockPoints
+from apart_fast.step.ranks import Ranks
 from apart_fast.step.remember import REMEMBER
+from apart_fast.step.result import StepResult
+from apart_fast.step.saved import take_over
 from apart_fast.step.spans import span
 from apart_fast.step.starts import STARTS
 from apart_fast.step.step_sizes import StepSizes
@@ -35,20 +38,6 @@ from apart_fast.units import parse_eps
 
 # of the gradients at the block points, int8; None without points
 Signs = list[Tensor | None] | None
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step leaves, as 0-dim tensors on the device (reading one waits for the device).
-
-    loss: mean cross-entropy under the training perturbation (pass 2).
-    start_loss: mean cross-entropy at the start of the perturbation (first pass 1); equals `loss` for `standard`.
-    correct: number of images classified rightly under the training perturbation.
-    """
-
-    loss: Tensor
-    start_loss: Tensor
-    correct: Tensor
 
 
 class Apart:
@@ -83,6 +72,7 @@ class Apart:
         omega_folder: for "disk", where the file lies; it has no name and ends with the process.
         dtype: of pixels, perturbations and step sizes: torch.float32, or float64 with a float64 model.
         flip: draw horizontal flips where the caller gives none.
+        ranks: where several processes train the network, this one among them; None: there are no others.
         seed: of the memory's start, random starts, and crops and flips that the caller does not give.
 
     Raises:
@@ -111,6 +101,7 @@ class Apart:
         dtype: torch.dtype = torch.float32,
         flip: bool = True,
         seed: int = 0,
+        ranks: Ranks | None = None,
     ):
         self.model, self.amp, self.scaler = model, amp, scaler
         self.method = method = get_method(method)
@@ -125,6 +116,7 @@ class Apart:
         self.points = None
         if method.blocks:
             self.points = BlockPoints(model, default_points(model) if points is None else points)
+        self.ranks = ranks
         self.memory = None
         if method.start == "memory":
             if omega_dtype is None:
@@ -132,7 +124,7 @@ class Apart:
             self.memory = make_memory(
                 omega_device, num_examples, self.image_shape, padding, omega_dtype, self.device, omega_folder
             )
-            self.memory.reset(self.generator)
+            self._reset_memory()
         elif omega_device != "device":
             raise UserError(
                 f"omega_device {omega_device}: the method {method.name} remembers nothing; leave it out, "
@@ -151,7 +143,15 @@ class Apart:
             size = max(method.start_size * self.eps, torch.finfo(dtype).tiny)  # eps 0: no 0 / 0
             fixed_scale = torch.tensor(size, dtype=dtype, device=self.device)
         self._setting = Setting(
-            method, self.eps, padding, dtype, self.generator, self.sizes, self.memory, fixed_scale=fixed_scale
+            method,
+            self.eps,
+            padding,
+            dtype,
+            self.generator,
+            ExampleNoise(seed, self.device, None if ranks is None else ranks.examples),
+            self.sizes,
+            self.memory,
+            fixed_scale,
         )
         sample = torch.zeros(2, *self.image_shape, dtype=dtype, device=self.device).permute(0, 3, 1, 2)
         self._network = any_layout(model, sample)
@@ -173,6 +173,7 @@ class Apart:
         rows: Tensor | None = None,
         offsets: Tensor | None = None,
         flips: Tensor | None = None,
+        together: int | None = None,
     ) -> StepResult:
         """A whole step: perturbs, adds the weight gradients to `p.grad`, updates step sizes and memory.
 
@@ -183,6 +184,7 @@ class Apart:
             rows: int64 [B], rows of `images`; None: 0..B-1.
             offsets: int64 [B, 2], (top, left) of the crop in the padded image, 0..2*padding; None: drawn.
             flips: bool [B], horizontal flip after the crop; None: drawn.
+            together: number of images of all ranks in this step; needed with `ranks`.
 
         Nothing waits for the device (but see `omega_at_hand`). Raises ValueError when the model is in eval mode, the
         batch is empty, `indices` is missing or names an example twice, or a tensor has another shape or dtype,
@@ -192,13 +194,19 @@ class Apart:
         with self.omega_at_hand(indices):
             with span(spans.START):
                 crops = self._draw(len(labels), indices, rows, offsets, flips)
-            return self._step(images, labels, crops)
+            return self._step(images, labels, crops, together)
 
-    def step_crops(self, images: Tensor, labels: Tensor, crops: Crops) -> StepResult:
-        """`step` on crops that a loader has drawn: of `batch.images, batch.labels, batch.crops`."""
+    def step_crops(self, images: Tensor, labels: Tensor, crops: Crops, together: int | None = None) -> StepResult:
+        """`step` on what a loader has drawn: `batch.images, batch.labels, batch.crops, batch.together`."""
         self._check(images, labels, **vars(crops))
         with self.omega_at_hand(crops.indices):
-            return self._step(images, labels, crops)
+            return self._step(images, labels, crops, together)
+
+    def step_without_images(self, together: int) -> StepResult:
+        """What a rank does in a step in which only others have images, `together` of them."""
+        nothing = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
+        size_grads = torch.zeros_like(self.sizes.values) if self.method.learned else None
+        return self._finish(StepResult(nothing, nothing, nothing), size_grads, 0, together)
 
     @contextmanager
     def _both_passes(self) -> Iterator[None]:
@@ -206,11 +214,23 @@ class Apart:
         with torch.autocast(self.device.type, enabled=False), self._counters.together():
             yield
 
-    def _step(self, images: Tensor, labels: Tensor, crops: Crops) -> StepResult:
+    def _step(self, images: Tensor, labels: Tensor, crops: Crops, together: int | None = None) -> StepResult:
         with self._both_passes():
-            return self._passes(images, labels, crops)
+            result, size_grads = self._passes(images, labels, crops)
+        return self._finish(result, size_grads, len(labels), together)
 
-    def _passes(self, images: Tensor, labels: Tensor, crops: Crops) -> StepResult:
+    def _finish(self, result: StepResult, size_grads: Tensor | None, images: int, together: int | None) -> StepResult:
+        """Let the gradients be those of all ranks, and update the step sizes."""
+        with span(spans.REMEMBER):
+            if self.ranks is not None:
+                assert together is not None, "with ranks, say how many images they have together"
+                result, size_grads = self.ranks.share(self.model, result, size_grads, images, together)
+            if size_grads is not None:
+                self.sizes.update(size_grads, self.scaler)
+        return result
+
+    def _passes(self, images: Tensor, labels: Tensor, crops: Crops) -> tuple[StepResult, Tensor | None]:
+        """What the passes find, and the gradients of the step sizes where they are learned."""
         method, setting = self.method, self._setting
         start_loss, signs = None, None
         with span(spans.START):
@@ -227,9 +247,7 @@ class Apart:
             loss, correct, gradients = self._pass2(made.point, labels, signs)
         with span(spans.REMEMBER):
             size_grads = REMEMBER[method.remembers](setting, crops, made, gradients)
-            if size_grads is not None:
-                self.sizes.update(size_grads, self.scaler)
-        return StepResult(loss, loss if start_loss is None else start_loss, correct)
+        return StepResult(loss, loss if start_loss is None else start_loss, correct), size_grads
 
     def omega_at_hand(self, indices: Tensor | None, upcoming: Tensor | None = None) -> AbstractContextManager[None]:
         """Within: what is remembered of the examples `indices` is on the device; a `step` with them belongs in here.
@@ -336,11 +354,18 @@ class Apart:
         """Learning rate and momentum of the step sizes for the next steps (a schedule calls it)."""
         self.sizes.optimizer.set(eta, momentum)
 
-    def start_epoch(self, epoch: int) -> None:
-        """Say that epoch `epoch` (from 0) begins: a method with `reset_every` draws its memory anew there."""
+    def start_epoch(self, epoch: int, step: int = 0) -> None:
+        """Say that epoch `epoch` (from 0) begins, or goes on from `step`: a method with `reset_every` draws its memory
+        anew at the beginning of some. Random starts of examples with indices then depend on seed, epoch and example."""
+        self._setting.noise.start_epoch(epoch)
         every = self.method.reset_every
-        if self.memory is not None and every and epoch and epoch % every == 0:
-            self.memory.reset(self.generator)
+        if every and epoch and epoch % every == 0 and step == 0:
+            self._reset_memory()
+
+    def _reset_memory(self) -> None:
+        if self.memory is not None:
+            ranks = self.ranks
+            self.memory.reset(self.generator, *(() if ranks is None else (ranks.examples, ranks.total)))
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that a later step depends on, apart from the model."""
@@ -356,31 +381,8 @@ class Apart:
 
         Raises:
             UserError: another method, number of examples, image shape, omega dtype or number of block points.
-
-        The generator's state goes from device to device of one kind only; for another kind it is drawn anew from it.
         """
-        mine = self.state_dict()
-        for name in mine.keys() | state.keys():
-            there = name in mine and name in state
-            if not there or (mine[name].shape != state[name].shape and name != "generator"):
-                shapes = [tuple(s[name].shape) if name in s else "nothing" for s in (state, mine)]
-                raise UserError(
-                    f"saved training state does not fit: {name} is {shapes[0]} there and {shapes[1]} here; "
-                    "resume with the same method, data and model"
-                )
-            if mine[name].dtype != state[name].dtype:
-                raise UserError(
-                    f"saved training state does not fit: {name} is {state[name].dtype} there, {mine[name].dtype} here"
-                )
-        for name, tensor in mine.items():
-            if name != "generator":
-                tensor.copy_(state[name])
-        saved = state["generator"].cpu()
-        if saved.shape == self.generator.get_state().shape:
-            self.generator.set_state(saved)
-        else:  # of another kind of device: new numbers, but the same ones each time
-            digest = hashlib.sha256(saved.numpy().tobytes()).digest()
-            self.generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        take_over(state, self.state_dict(), self.generator)
 
     def remove(self) -> None:
         """Leave the model as it came: its layers' classes, its hooks, the layout of its weights.

@@ -52,11 +52,23 @@ class Memory:
         before the next step."""
         return self.store
 
-    def reset(self, generator: torch.Generator) -> None:
-        """Draw every row anew: 0.001 * N(0, 1). The numbers depend on the generator alone, not on where rows lie."""
-        for chunk in self.contents().split(_CHUNK):
-            noise = torch.empty(chunk.shape, device=generator.device, dtype=torch.float32).normal_(generator=generator)
-            chunk.copy_(encode(noise * INITIAL_SCALE, chunk.dtype))
+    def reset(self, generator: torch.Generator, examples: Tensor | None = None, total: int | None = None) -> None:
+        """Draw every row anew: 0.001 * N(0, 1). The numbers depend on the generator alone, not on where rows lie.
+
+        Args:
+            examples: int64 [number of examples], ascending: their places in a set of `total` examples. The others' rows
+                are drawn too, so that those of an example do not depend on who holds it. None: this is the whole set.
+        """
+        contents = self.contents()
+        total = len(contents) if total is None else total
+        examples = torch.arange(total) if examples is None else examples.cpu()
+        for first in range(0, total, _CHUNK):
+            end = min(first + _CHUNK, total)
+            shape = (end - first, *contents.shape[1:])
+            noise = torch.empty(shape, device=generator.device, dtype=torch.float32).normal_(generator=generator)
+            begin, stop = torch.searchsorted(examples, torch.tensor([first, end])).tolist()
+            mine = noise if stop - begin == end - first else noise[(examples[begin:stop] - first).to(noise.device)]
+            contents[begin:stop].copy_(encode(mine * INITIAL_SCALE, contents.dtype))
 
     def read(self, indices: Tensor) -> Tensor:
         """Rows as float32 (float64 from a float64 store) [B, C, H + 2p, W + 2p]; `indices` int64 [B]."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from apart_fast.step.methods import Method
+from apart_fast.step.noise import ExampleNoise
 from apart_fast.step.omega import Memory
 from apart_fast.step.step_sizes import StepSizes
 
@@ -19,7 +20,8 @@ class Setting:
         eps: radius of the L-inf ball, a fraction of the pixel range.
         padding: grey pixels on each side before the crop.
         dtype: of pixels and perturbations.
-        generator: of random starts.
+        generator: of random starts outside of epochs, or of examples without an index.
+        noise: of all others.
         sizes: the learned step sizes.
         memory: omega, or None where nothing is remembered.
         fixed_scale: 0-dim: size of a memory whose scale is not learned, else None.
@@ -30,6 +32,7 @@ class Setting:
     padding: int
     dtype: torch.dtype
     generator: torch.Generator
+    noise: ExampleNoise
     sizes: StepSizes
     memory: Memory | None
     fixed_scale: Tensor | None

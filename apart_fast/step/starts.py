@@ -21,8 +21,11 @@ def uniform(setting: Setting, images: Tensor, crops: Crops) -> Perturbation:
     """From uniform noise of half width `start_size * eps` (Wong et al. 2020, Madry et al. 2018)."""
     assert setting.method.start_size is not None
     half = setting.method.start_size * setting.eps
-    noise = torch.empty(len(crops.rows), *images.shape[1:], dtype=setting.dtype, device=images.device)
-    noise.uniform_(-half, half, generator=setting.generator)
+    if setting.noise.started and crops.indices is not None:
+        noise = setting.noise.uniform(crops.indices, images.shape[1:], half, setting.dtype)
+    else:
+        noise = torch.empty(len(crops.rows), *images.shape[1:], dtype=setting.dtype, device=images.device)
+        noise.uniform_(-half, half, generator=setting.generator)
     return Perturbation(*kernels.start(images, crops, setting.padding, dtype=setting.dtype, noise=noise))
 
 

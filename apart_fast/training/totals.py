@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from apart_fast.step.apart import StepResult
+from apart_fast.step.result import StepResult
 
 
 class Totals:

@@ -1,0 +1,1 @@
+"""Several processes, started by torchrun, that train one network."""

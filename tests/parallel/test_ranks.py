@@ -1,0 +1,91 @@
+"""Two and three gloo ranks take the steps that one process takes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ranks_script import BATCH, METHODS, WORLDS, EachByItself, N, loader_of, trained
+
+from apart_fast.kernels import Crops
+from apart_fast.loaders import Batch
+
+SCRIPT = Path(__file__).parent / "ranks_script.py"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start_ranks(world, command, **options):
+    """A process for each rank, as torchrun starts them."""
+    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r)}, **options)
+        for r in range(world)
+    ]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each rank of three has found: [rank][world, norm, method]."""
+    folder = tmp_path_factory.mktemp("ranks")
+    ranks = start_ranks(3, [sys.executable, str(SCRIPT), str(folder)])
+    assert [rank.wait(300) for rank in ranks] == [0, 0, 0]
+    return [torch.load(folder / f"{r}.pt") for r in range(3)]
+
+
+def together(world):
+    """The batches of all ranks as those of one process."""
+    loaders = [loader_of(rank, world) for rank in range(world)]
+
+    def batches(epoch):
+        for parts in zip(*(loader.epoch(epoch) for loader in loaders), strict=True):
+            owned = [(loader, part) for loader, part in zip(loaders, parts, strict=True) if len(part)]
+            indices = torch.cat([torch.from_numpy(loader.shard)[part.indices] for loader, part in owned])
+            offsets, flips = (torch.cat([getattr(part, name) for _, part in owned]) for name in ("offsets", "flips"))
+            labels = torch.cat([part.labels for _, part in owned])
+            EachByItself.sizes = [len(part) for _, part in owned]
+            yield Batch(loaders[0].split.images, labels, Crops(indices, indices, offsets, flips))
+
+    return batches
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("world", WORLDS)
+def test_ranks_take_the_steps_of_one_process(found, world, method):
+    alone = trained(method, "group", loader_of(0, 1), None, together(world))
+    memory = torch.full_like(alone["memory"], torch.nan) if "memory" in alone else None
+    for rank in range(world):
+        mine = found[rank][world, "group", method]
+        for name in ("sizes", "results"):
+            torch.testing.assert_close(mine[name], alone[name], rtol=0, atol=1e-10)
+        for name, value in alone["model"].items():
+            torch.testing.assert_close(mine["model"][name], value, rtol=0, atol=1e-10)
+        if memory is not None:
+            memory[loader_of(rank, world).shard] = mine["memory"]
+    if memory is not None:
+        torch.testing.assert_close(memory, alone["memory"], rtol=0, atol=1e-10)
+        assert memory.abs().max() > 0.01
+    assert alone["results"].shape == (2 * -(-N // BATCH), 3)
+
+
+@pytest.mark.parametrize("method", ["apart", "pgd-2"])
+@pytest.mark.parametrize("world", WORLDS)
+def test_batchnorm_takes_the_statistics_of_each_rank(found, world, method):
+    alone = trained(method, "each", loader_of(0, 1), None, together(world))
+    for rank in range(world):
+        mine = found[rank][world, "batch", method]
+        for name in ("sizes", "results"):
+            torch.testing.assert_close(mine[name], alone[name], rtol=0, atol=1e-10)
+        for name, value in alone["model"].items():
+            torch.testing.assert_close(mine["model"][name], value, rtol=0, atol=1e-10)
+        for place in (1, 4):
+            for kind, running in zip(("mean", "var"), alone["network"][place].running[rank], strict=True):
+                torch.testing.assert_close(mine["model"][f"{place}.running_{kind}"], running, rtol=0, atol=1e-10)
