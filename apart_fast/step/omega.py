@@ -10,7 +10,7 @@ from apart_fast.step.checks import check_inside, check_unique
 
 INITIAL_SCALE = 1e-3  # omega starts as 0.001 * N(0, 1)
 TWICE = "an example is in the batch twice: its row could remember only one of them"
-_CHUNK = 4096  # rows drawn at a time: the store may be as large as the device allows
+_CHUNK, _CHUNK_VALUES = 4096, 2**25  # rows, and values, drawn at a time: the store may be as large as the device allows
 
 
 class Memory:
@@ -62,8 +62,10 @@ class Memory:
         contents = self.contents()
         total = len(contents) if total is None else total
         examples = torch.arange(total) if examples is None else examples.cpu()
-        for first in range(0, total, _CHUNK):
-            end = min(first + _CHUNK, total)
+        # torch's generator goes on where it was after multiples of 16 values, so that parts give the same as the whole
+        at_once = min(_CHUNK, max(16, _CHUNK_VALUES // contents[:1].numel() // 16 * 16))
+        for first in range(0, total, at_once):
+            end = min(first + at_once, total)
             shape = (end - first, *contents.shape[1:])
             noise = torch.empty(shape, device=generator.device, dtype=torch.float32).normal_(generator=generator)
             begin, stop = torch.searchsorted(examples, torch.tensor([first, end])).tolist()

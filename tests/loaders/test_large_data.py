@@ -25,6 +25,7 @@ from apart_fast.loaders import Split, fingerprint, load_dataset, make_loader, su
 from apart_fast.loaders.datasets import decode, derived, folder, mapped, statistics, writing
 from apart_fast.loaders.datasets.fingerprints import Fingerprint
 from apart_fast.loaders.datasets.splits import content_key
+from apart_fast.step import omega
 
 needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="ffcv is not installed: pip install apart_fast[ffcv]")
 DISK = [pytest.param("ffcv", marks=needs_ffcv), "dataloader"]
@@ -392,3 +393,17 @@ def test_resident_images_that_do_not_fit_into_the_memory(ffcv, tmp_path, monkeyp
         make_loader("resident", train, **OPTIONS)
     make_loader("dataloader", train, **OPTIONS).close()
     make_loader("resident", replace(train, file=None), **OPTIONS).close()  # lies in memory anyway
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_omega_is_drawn_in_parts_of_bounded_size(dtype, monkeypatch):
+    """Rows of large images are few at a time; the numbers are those of all at once."""
+    drawn, real = [], torch.Tensor.normal_
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda t, **options: drawn.append(t.numel()) or real(t, **options))
+    found = []
+    for values in (2**25, 20 * 75):
+        monkeypatch.setattr(omega, "_CHUNK_VALUES", values)
+        memory = omega.Memory(torch.zeros(90, 5, 5, 3, dtype=dtype))
+        memory.reset(torch.Generator().manual_seed(3))
+        found.append(memory.store)
+    assert drawn == [90 * 75] + [16 * 75] * 5 + [10 * 75] and torch.equal(*found)

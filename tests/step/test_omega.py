@@ -16,7 +16,7 @@ import torch
 from apart_fast import Apart, UserError, build_model
 from apart_fast.cli import main
 from apart_fast.evaluation.judge import reproducible
-from apart_fast.loaders import Split, make_loader
+from apart_fast.loaders import Split, load_dataset, make_loader
 from apart_fast.runs import checkpoint
 from apart_fast.step import places, transfer
 from apart_fast.step.omega import Memory
@@ -408,7 +408,8 @@ def test_a_method_without_memory_is_told(capsys, settings, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_no_room_on_disk_is_told_before_training(capsys, settings, tmp_path):
+def test_no_room_on_disk_is_told_before_training(capsys, settings, image_folder, tmp_path):
+    load_dataset("folder", image_folder, progress=False)  # so that the decoded images need no room
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # as on a disk with so much left
     try:
