@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import fcntl
+import glob
 import json
 import math
 import os
@@ -14,15 +15,78 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from apart_fast.errors import UserError
-
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errno of a disk, quota or file size limit that is used up
+from apart_fast.errors import NO_ROOM, UserError
 
 _TEMPORARY = ".tmp"  # how names of files in writing end
 _NOT_THERE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
-    *(errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG),
+    *(errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EBUSY),
 }
+
+_held: dict[str, os.stat_result] = {}
+
+
+def expanded(path: Path) -> Path:
+    """`path` with a home folder for its `~`.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: no home folder is known for {path.parts[0]}: write the whole path") from error
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Within: nothing is written to places in `folder` once it has been removed or renamed (see `check_held`)."""
+    name = os.path.abspath(folder)
+    _held[name] = os.stat(folder)
+    try:
+        yield
+    finally:
+        _held.pop(name, None)
+
+
+def check_held(path: str | os.PathLike) -> None:
+    """Refuse a place in a folder that is `held` and gone: it would be made anew with nothing else in it.
+
+    Raises:
+        UserError: it is gone.
+    """
+    for name, status in list(_held.items()):
+        try:
+            if Path(os.path.abspath(path)).is_relative_to(name):
+                same = os.path.samestat(os.stat(name), status)
+            else:
+                continue
+        except OSError:  # with the working directory, for instance
+            same = False
+        if not same:
+            raise UserError(
+                f"{name} was removed or renamed while it was written to: nothing more is written; "
+                "where it was renamed, go on with its new name"
+            )
+
+
+@contextmanager
+def telling(path: str | os.PathLike) -> Iterator[None]:
+    """Within, errors of writing to `path` become a line.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written or is gone (see `held`).
+    """
+    try:
+        yield
+    except OSError as error:
+        check_held(path)
+        if error.errno in NO_ROOM:
+            raise UserError(f"no space left for {path}: free some space or choose another folder") from error
+        if error.errno in _NOT_THERE:
+            raise UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written") from error
+        raise
 
 
 def check_writable(path: str | os.PathLike) -> None:
@@ -42,43 +106,58 @@ class _Undone(Exception):
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike, previous: str | os.PathLike | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
 
     On any exception the temporary file is removed and an existing `path` stays as it was. While it is written it is
-    locked, so that `remove_abandoned` can tell it from what a killed process has left.
+    locked, so that `remove_abandoned` can tell it from what a killed process has left; that of an earlier writer of
+    `path` is removed.
+
+    Args:
+        previous: what lies at `path` so far is kept under this name; at each moment one of the two is whole.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: the disk is full or the folder cannot be written, or it is gone (see `held`).
     """
     path = Path(path)
     temporary = handle = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while temporary is None:
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
-            if lock(handle, name):
-                temporary = Path(name)
-            else:  # taken for an abandoned one in the moment before it was locked
-                os.close(handle)
-                handle = None
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private to the owner
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise UserError(f"no space left for {path}: free some space or choose another folder") from error
-        if error.errno in _NOT_THERE:
-            raise UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written") from error
-        raise
+        with telling(path):
+            check_held(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(path.parent, f".{glob.escape(path.name)}.*{_TEMPORARY}")
+            while temporary is None:
+                handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
+                if lock(handle, name):
+                    temporary = Path(name)
+                else:  # taken for an abandoned one in the moment before it was locked
+                    os.close(handle)
+                    handle = None
+            yield temporary
+            check_held(path)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private to the owner
+            if previous is not None and path.is_file():
+                _keep(path, previous)
+            os.replace(temporary, path)
+            temporary = None
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # gone, or in what cannot be written any more
+                temporary.unlink()
         if handle is not None:
             os.close(handle)
+
+
+def _keep(path: Path, previous: str | os.PathLike) -> None:
+    """Give the file at `path` a second name, in place of what has it."""
+    with suppress(FileNotFoundError):
+        os.unlink(previous)
+    try:
+        os.link(path, previous)
+    except OSError:  # a file system without links
+        os.replace(path, previous)
 
 
 def lock(handle: int, path: str | os.PathLike) -> bool:

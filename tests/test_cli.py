@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import apart_fast
-from apart_fast.cli import COMMANDS, Command, guarded
+from apart_fast.cli import guarded
+from apart_fast.commands.table import COMMANDS, Command
 from apart_fast.errors import Stopped, UserError
 from apart_fast.runs import checkpoint
 from apart_fast.runs.begin import find_checkpoint

@@ -8,9 +8,9 @@ import pytest
 import tyro
 
 from apart_fast import METHODS, get_method
-from apart_fast.cli import COMMANDS, TRAIN, Group
+from apart_fast.commands.table import COMMANDS, TRAIN, Group
 from apart_fast.errors import UserError
-from apart_fast.evaluation.judge import parse_attack
+from apart_fast.evaluation.names import parse_attack
 from apart_fast.runs.begin import begin
 from apart_fast.runs.config import EvaluateConfig, TrainConfig
 from apart_fast.runs.recipes import RECIPES

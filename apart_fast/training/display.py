@@ -4,18 +4,18 @@ import time
 from types import TracebackType
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.step.apart import Apart
+from apart_fast.training.events import Events
 from apart_fast.training.readback import Readback
 from apart_fast.training.totals import Totals, means
 
 
 class Display:
-    """A context manager: TensorBoard's writer lives as long as it.
+    """A context manager: the file of TensorBoard's events is open as long as it.
 
     Args:
         steps: steps in an epoch.
@@ -24,24 +24,24 @@ class Display:
 
     def __init__(self, config: TrainConfig, folder: RunFolder, steps: int, purge_step: int):
         self._config, self._steps = config, steps
-        self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=purge_step)
+        self._events = Events(folder.path / "tensorboard", purge_step)
 
     def __enter__(self) -> "Display":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._writer.close()
+        self._events.close()
 
     def bar(self, epoch: int, first: int) -> "EpochBar":
         """The bar of `epoch` (from 0), whose next step is `first` (from 0); a context manager."""
-        return EpochBar(self._config, self._writer, epoch, self._steps, first)
+        return EpochBar(self._config, self._events, epoch, self._steps, first)
 
     def epoch(self, record: dict, global_step: int) -> None:
         """Show a line of metrics.jsonl, written after `global_step` steps."""
         for name, value in record.items():
             values = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
             for key, number in values.items():
-                self._writer.add_scalar(f"epoch/{key}", float(number), global_step)  # purged with the steps
+                self._events.scalar(f"epoch/{key}", float(number), global_step)  # purged with the steps
         words = [f"epoch {record['epoch']:>3}", f"loss {record['loss']:.3f}", f"acc {record['train_accuracy']:.1%}"]
         words += [f"{name} {record[name]:.4f}" for name in ("alpha", "alpha_omega") if name in record]
         words += [
@@ -56,8 +56,8 @@ class Display:
 class EpochBar:
     """The bar of an epoch, with the newest figures that have arrived from the device: nobody waits for them."""
 
-    def __init__(self, config: TrainConfig, writer: SummaryWriter, epoch: int, steps: int, first: int):
-        self._config, self._writer = config, writer
+    def __init__(self, config: TrainConfig, events: Events, epoch: int, steps: int, first: int):
+        self._config, self._events = config, events
         self._begin, self._first = epoch * steps, first
         self._left = (config.epochs - epoch) * steps  # of the run, at the start of the epoch
         self._readback, self._began = Readback(), time.perf_counter()
@@ -102,5 +102,5 @@ class EpochBar:
             + f"run ends in {tqdm.format_interval((self._left - done) / speed)}"
         )
         for name, value in values.items():
-            self._writer.add_scalar(f"step/{name}", value, step)
+            self._events.scalar(f"step/{name}", value, step)
         return sums

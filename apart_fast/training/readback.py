@@ -8,10 +8,10 @@ class Readback:
     """The newest of the submitted small tensors that has arrived on the host."""
 
     def __init__(self) -> None:
-        self._pending: tuple[object, Tensor, torch.cuda.Event] | None = None
-        self._newest: tuple[object, list[float]] | None = None
+        self._pending: tuple[int, Tensor, torch.cuda.Event] | None = None
+        self._newest: tuple[int, list[float]] | None = None
 
-    def submit(self, tag: object, values: Tensor) -> None:
+    def submit(self, tag: int, values: Tensor) -> None:
         """Start copying `values` (a small 1-d tensor); dropped when an earlier copy is still on its way."""
         self.poll()
         if self._pending is not None:
@@ -25,7 +25,7 @@ class Readback:
         event.record()
         self._pending = (tag, host, event)
 
-    def poll(self) -> tuple[object, list[float]] | None:
+    def poll(self) -> tuple[int, list[float]] | None:
         """(tag, values) of the newest copy that has arrived, or None before the first."""
         if self._pending is not None:
             tag, host, event = self._pending

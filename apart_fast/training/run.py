@@ -1,15 +1,20 @@
 """A whole run from its settings: what `train.py` does."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
 from apart_fast.device import keep_freed_memory, pick_device
-from apart_fast.loaders import load_dataset
+from apart_fast.errors import Interrupted, Stopped, UserError
+from apart_fast.loaders import Dataset, load_dataset
 from apart_fast.measure import profiling
+from apart_fast.process.owning import without_trace
 from apart_fast.runs import checkpoint
 from apart_fast.runs.begin import begin
 from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.folder import RunFolder
 from apart_fast.training.algorithms import algorithms
 from apart_fast.training.trainer import Trainer
 
@@ -21,28 +26,63 @@ def train(config: TrainConfig) -> tuple[dict, Path]:
     Raises:
         UserError, Stopped: see `Trainer.run`.
     """
-    state, resumed = None, config.resume is not None
+    state, asked = None, config
     folder, config = begin(config)
-    if resumed and folder.last.exists():  # killed before the first checkpoint: from the beginning
-        state = checkpoint.load(folder.last)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = pick_device(config.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    with algorithms(device, deterministic=config.deterministic):
-        data = load_dataset(
+    newest = folder.last
+    with ExitStack() as stack:
+        stack.enter_context(_told_how_to_go_on(folder))
+        if asked.resume is not None:
+            stack.enter_context(folder.owned())
+            folder.complete()
+            state, newest = checkpoint.load_last(folder)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        device = pick_device(config.device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        stack.enter_context(algorithms(device, deterministic=config.deterministic))
+        stack.enter_context(without_trace(folder.path))  # omega's file may lie there first
+        trainer = Trainer(config, folder, _load(config, asked), state)
+        state = None  # its omega would stay in memory
+        if asked.resume is None:
+            stack.enter_context(folder.owned())
+            folder.create(config)  # last: what cannot run leaves no folder
+        else:
+            folder.put_last(newest)
+        if config.profile:
+            profiling.run(trainer)
+            return {}, folder.path
+        return trainer.run(), folder.path
+
+
+def _load(config: TrainConfig, asked: TrainConfig) -> Dataset:
+    try:
+        return load_dataset(
             config.dataset,
             config.data_dir,
             download=config.download,
             progress=config.progress,
             cache=config.cache_dir,
         )
-        trainer = Trainer(config, folder, data, state)
-        state = None  # its omega would stay in memory
-        if not resumed:
-            folder.create(config)  # last: what cannot run leaves no folder
-        if config.profile:
-            profiling.run(trainer)
-            return {}, folder.path
-        return trainer.run(), folder.path
+    except UserError as error:
+        if asked.resume is None or asked.data_dir != TrainConfig.data_dir:
+            raise
+        raise UserError(
+            f"{error}; the run was begun with --data-dir {config.data_dir}: where its data lies elsewhere, "
+            "as seen from here, name the folder with --data-dir"
+        ) from error
+
+
+@contextmanager
+def _told_how_to_go_on(folder: RunFolder) -> Iterator[None]:
+    """A signal that comes while a run is there, but not in its loop, ends it like one in the loop.
+
+    Raises:
+        Stopped: it came.
+    """
+    try:
+        yield
+    except Interrupted as stop:
+        if (folder.path / "config.json").is_file():
+            raise Stopped(stop.signum, folder.path) from stop
+        raise

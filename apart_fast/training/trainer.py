@@ -9,6 +9,7 @@ import torch
 from apart_fast.errors import Stopped, UserError
 from apart_fast.loaders import Batch, Dataset
 from apart_fast.measure.energy import EnergyMeter
+from apart_fast.process.stopping import NOTE, StopSignals
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.step import spans
@@ -18,7 +19,6 @@ from apart_fast.training.execution import Execution, wants_graph
 from apart_fast.training.finish import finish
 from apart_fast.training.keep import Keeper
 from apart_fast.training.setup import build
-from apart_fast.training.signals import StopSignals
 from apart_fast.training.state import Progress, TrainingState
 from apart_fast.training.totals import Totals, means
 from apart_fast.training.watch import CollapseWatch, EpochWatch, Judge
@@ -67,7 +67,7 @@ class Trainer:
         self.judge = Judge(config, parts, config.compile)
         self.watch = EpochWatch(config, parts, self.judge, self.collapse, self.progress, self.keeper.best)
         self.energy = EnergyMeter(parts.device)
-        self.signals = StopSignals()
+        self.signals = StopSignals(NOTE)
         if state is not None:
             self.state.restore(state)
 
@@ -78,7 +78,7 @@ class Trainer:
 
         Raises:
             UserError: the loss became NaN, or the disk is full.
-            Stopped: SIGTERM or Ctrl-C, after a checkpoint was written.
+            Stopped: a stop signal, after a checkpoint was written.
         """
         config, progress = self.config, self.progress
         self.folder.forget_after(progress.epoch)
@@ -100,6 +100,8 @@ class Trainer:
                 self.keeper.after_epoch(record["epoch"], stopping)
                 if stopping:
                     self._stop()
+        if self.signals.received is not None:
+            self._stop()
         return finish(config, self.folder, self.parts, progress, self.collapse, self.judge, self.classes)
 
     @property
@@ -111,8 +113,7 @@ class Trainer:
         """What is recorded of the epoch in hand, and the seconds that the part of it done here took."""
         progress, epoch, steps = self.progress, self.progress.epoch, len(self.loader)
         self.model.train()
-        if progress.step == 0:
-            self.apart.start_epoch(epoch)
+        self.apart.start_epoch(epoch, progress.step)
         began, first = time.perf_counter(), progress.step
         self.energy.start()
         with display.bar(epoch, first) as bar, closing(self.loader.epoch(epoch, start=first)) as batches:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from apart_fast import METHODS, get_method
-from apart_fast.cli import COMMANDS
+from apart_fast.commands.table import COMMANDS
 from apart_fast.errors import UserError
 from benchmarks.gpu import estimates
 from benchmarks.gpu.estimates import START, attack, step, training

@@ -14,7 +14,8 @@ import pytest
 import torch
 import tyro
 
-from apart_fast.cli import COMMANDS, guarded
+from apart_fast.cli import guarded
+from apart_fast.commands.table import COMMANDS
 from apart_fast.errors import UserError
 from apart_fast.runs.config import EvaluateConfig, TrainConfig
 from apart_fast.runs.recipes import RECIPES

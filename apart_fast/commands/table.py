@@ -1,0 +1,166 @@
+"""The commands by name, and the reading of their words: nothing heavy is imported until a command runs."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Union
+
+import tyro
+
+from apart_fast.analysis.settings import CollapseConfig, CurvesConfig, GradientsConfig, PerturbationsConfig
+from apart_fast.check.settings import CheckConfig
+from apart_fast.errors import UserError
+from apart_fast.files import expanded
+from apart_fast.process.stopping import EXIT, StopSignals
+from apart_fast.report.settings import ReportConfig
+from apart_fast.runs.begin import begin, find_checkpoint, find_finished
+from apart_fast.runs.config import DemoConfig, EvaluateConfig, TrainConfig
+from apart_fast.runs.recipes import RECIPES
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+        settings: class of its settings; flags, defaults and help come from the fields.
+        run: "module:function", called with the settings.
+        look: called with them before `run` is imported; refuses what can be refused without torch.
+    """
+
+    settings: type
+    run: str
+    look: Callable[[Any], object] = lambda config: None
+
+    def __call__(self, config: object) -> None:
+        """Look, import, run; a `~` in a path is the home folder.
+
+        Raises:
+            UserError, Stopped, Interrupted: as the command does.
+        """
+        config = expand_paths(config)
+        self.look(config)
+        module, _, function = self.run.partition(":")
+        with StopSignals(EXIT):  # an exception within an import may be swallowed there
+            run = getattr(import_module(module), function)
+        run(config)
+
+
+class Group(NamedTuple):
+    """Commands under one name."""
+
+    description: str
+    commands: dict[str, Command]
+
+
+def _look_at_checkpoint(config: EvaluateConfig) -> None:
+    config.check()
+    find_checkpoint(config.checkpoint)
+
+
+def _look_at_runs(config: CurvesConfig | GradientsConfig | ReportConfig) -> None:
+    find_finished(config.runs)
+
+
+def _look_at_comparison(config: CollapseConfig | PerturbationsConfig) -> None:
+    runs = config.runs if isinstance(config, CollapseConfig) else (config.run,)
+    find_finished([*runs, *([] if config.reference is None else [config.reference])])
+
+
+TRAIN = Command(TrainConfig, "apart_fast.commands.train:run", begin)
+ANALYSES = {
+    "collapse": Command(CollapseConfig, "apart_fast.analysis.collapse:run", _look_at_comparison),
+    "perturbations": Command(PerturbationsConfig, "apart_fast.analysis.perturbations:run", _look_at_comparison),
+    "curves": Command(CurvesConfig, "apart_fast.analysis.curves:run", _look_at_runs),
+    "gradients": Command(GradientsConfig, "apart_fast.analysis.gradients:run", _look_at_runs),
+}
+COMMANDS: dict[str, Command | Group] = {
+    "check": Command(CheckConfig, "apart_fast.commands.check:run", CheckConfig.check),
+    "train": TRAIN,
+    "evaluate": Command(EvaluateConfig, "apart_fast.commands.evaluate:run", _look_at_checkpoint),
+    "analyze": Group("What happened in finished runs: pictures (PNG, SVG) and numbers (JSON).", ANALYSES),
+    "report": Command(ReportConfig, "apart_fast.report.write:run", _look_at_runs),
+    "demo": Command(DemoConfig, "apart_fast.commands.demo:run"),
+}
+
+
+def read_words(args: Sequence[str] | None) -> Callable[[], None]:
+    """What `apart-fast` is asked to do by these words; None: those of the process.
+
+    Raises:
+        UserError: a word is empty.
+        SystemExit: the words are wrong, or ask for help.
+    """
+    _refuse_empty(args)
+    kinds = _union(COMMANDS, _train_defaults(args))
+    config = tyro.cli(kinds, args=args, prog="apart-fast", description="Fast adversarial training.")
+    command = next(command for command in _leaves(COMMANDS) if isinstance(config, command.settings))
+    return lambda: command(config)
+
+
+def read_train_words(args: Sequence[str] | None) -> Callable[[], None]:
+    """The same for `python train.py`."""
+    _refuse_empty(args)
+    config = tyro.cli(TrainConfig, args=args, default=_train_defaults(args), prog="train.py" if args is None else None)
+    return lambda: TRAIN(config)
+
+
+def expand_paths(config: Any) -> Any:
+    """Settings whose paths have a home folder for their `~`.
+
+    Raises:
+        UserError: there is no such user.
+    """
+
+    def expand(value: object) -> object:
+        if isinstance(value, Path):
+            return expanded(value)
+        return tuple(map(expand, value)) if isinstance(value, tuple) else value
+
+    return replace(config, **{field.name: expand(getattr(config, field.name)) for field in fields(config)})
+
+
+def _refuse_empty(args: Sequence[str] | None) -> None:
+    """An empty path would be the working directory."""
+    flag = ""
+    for word in sys.argv[1:] if args is None else args:
+        name, equals, value = word.partition("=")
+        if not word or (name.startswith("--") and equals and not value):
+            where = f"{name or flag} has an empty value" if name or flag else "one of the words is empty"
+            raise UserError(f"{where} (a shell variable that is not set?): give one, or leave it out")
+        flag = name if name.startswith("-") else flag
+
+
+def _train_defaults(args: Sequence[str] | None) -> TrainConfig:
+    """The settings that the recipe named in `args` starts from."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--recipe")
+    try:
+        recipe = parser.parse_known_args(args)[0].recipe
+    except argparse.ArgumentError:  # tyro says what is wrong
+        recipe = None
+    return TrainConfig.of(recipe) if recipe in RECIPES else TrainConfig()
+
+
+def _union(table: Mapping[str, Command | Group], default: TrainConfig) -> Any:
+    """The type that tyro makes subcommands of."""
+    kinds = []
+    for name, entry in table.items():
+        if isinstance(entry, Group):
+            named = tyro.conf.subcommand(name, description=entry.description)
+            kinds.append(Annotated[_union(entry.commands, default), named])
+        elif entry.settings is TrainConfig:
+            kinds.append(Annotated[TrainConfig, tyro.conf.subcommand(name, default=default)])
+        else:
+            kinds.append(Annotated[entry.settings, tyro.conf.subcommand(name)])
+    return Union[tuple(kinds)]  # noqa: UP007  (made at run time)
+
+
+def _leaves(table: Mapping[str, Command | Group]) -> Iterator[Command]:
+    for entry in table.values():
+        if isinstance(entry, Group):
+            yield from _leaves(entry.commands)
+        else:
+            yield entry

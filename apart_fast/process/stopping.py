@@ -1,0 +1,77 @@
+"""SIGTERM, Ctrl-C and a lost terminal end a command in a line, and a training where it can be gone on with."""
+
+import math
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from types import FrameType, TracebackType
+
+from apart_fast.errors import Interrupted
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+NOTE, RAISE, EXIT = range(3)  # what a signal does, and after it the next ones
+AGAIN = 1.0  # seconds: shells, `timeout` and schedulers send one request twice; only later ones are another
+
+
+class StopSignals:
+    """A context manager; within, the first stop signal is noted (`NOTE`), raises `Interrupted` (`RAISE`), or ends the
+    process at once in a line (`EXIT`); the next one does what comes after that.
+
+    A signal that is ignored stays so (nohup), and threads other than the main one cannot ask for any. They may be
+    nested. What raised within the outer one, and was swallowed there, counts as noted in the inner one.
+
+    Attributes:
+        received: the number of the first signal that came, or None.
+    """
+
+    def __init__(self, first: int = RAISE) -> None:
+        self.received: int | None = None
+        self._next, self._last = first, -math.inf
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for signum in STOP_SIGNALS:
+            before = signal.getsignal(signum)
+            if before in (signal.SIG_IGN, None):  # None: not Python's
+                continue
+            outer = getattr(before, "__self__", None)
+            if isinstance(outer, StopSignals) and outer.received is not None and self.received is None:
+                self.received, self._next = outer.received, self._next + 1
+            self._before[signum] = before
+            signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]
+        self._before.clear()
+
+    def _handle(self, signum: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._last < AGAIN:
+            return
+        action, self._next, self._last = self._next, self._next + 1, now
+        if self.received is None:
+            self.received = signum
+        if action == RAISE:
+            raise Interrupted(signum)
+        if action >= EXIT:
+            end_now(f"{Interrupted(signum)}\n", 128 + signum)
+
+
+def end_now(line: str, code: int) -> None:
+    """End the process without undoing anything: temporary files are removed by whoever writes there next."""
+    with suppress(OSError):
+        os.write(2, line.encode())
+    os._exit(code)
+
+
+def end_with(code: int) -> None:
+    """From now on a stop signal ends the process at once with this exit code: its work is done."""
+    for signum in STOP_SIGNALS:
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, lambda *_: os._exit(code))
