@@ -128,7 +128,7 @@ def _found(path: Path, look: Callable[[Path, Note, bool], bool], rewrite: bool) 
         known = status.st_size > READ_ANEW and note.get("stamp") == _stamp(status)
         if not look(path, note, not known):
             raise ValueError("another content")
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, MemoryError) as error:
         if rewrite:
             return None
         raise Damaged(f"{path} is damaged: delete it and run again") from error

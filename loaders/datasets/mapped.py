@@ -1,5 +1,6 @@
 """Images in an npy file, mapped into memory: read where they are needed, and shared by all processes that read them."""
 
+import math
 import mmap
 import os
 import warnings
@@ -89,7 +90,7 @@ def _header(path: Path) -> tuple[tuple[int, ...], int]:
         place = file.tell()
         if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] not in (1, 3) or not all(shape):
             raise ValueError(f"{path} holds no images")
-        if os.fstat(file.fileno()).st_size != place + int(np.prod(shape, dtype=np.int64)):
+        if os.fstat(file.fileno()).st_size != place + math.prod(shape):
             raise ValueError(f"{path} is shorter or longer than it says")
     return shape, place
 

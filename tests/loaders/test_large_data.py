@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -20,11 +20,15 @@ import torch
 from image_folders import draw, make_folder, refuse
 from PIL import Image
 
+from apart_fast.analysis.settings import CurvesConfig
+from apart_fast.check.settings import CheckConfig
+from apart_fast.cli import train_command
 from apart_fast.errors import UserError
 from apart_fast.loaders import Split, fingerprint, load_dataset, make_loader, subset, take_validation
 from apart_fast.loaders.datasets import decode, derived, folder, mapped, statistics, writing
 from apart_fast.loaders.datasets.fingerprints import Fingerprint
 from apart_fast.loaders.datasets.splits import content_key
+from apart_fast.runs.config import DemoConfig, EvaluateConfig, TrainConfig
 from apart_fast.step import omega
 
 needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="ffcv is not installed: pip install apart_fast[ffcv]")
@@ -289,6 +293,22 @@ def test_another_folder_for_derived_files(name, tmp_path):
         data = load_dataset(name, root, progress=False, cache=cache)
     assert {path.name for path in root.iterdir()} == {"train", "test"}
     assert data.train.cache == cache and len(list(cache.glob("images-*.npy"))) == 1
+
+
+@pytest.mark.parametrize("settings", [TrainConfig, EvaluateConfig, DemoConfig, CheckConfig, CurvesConfig])
+def test_whoever_takes_data_takes_a_folder_for_derived_files(settings):
+    assert {"data_dir", "cache_dir"} <= {field.name for field in fields(settings)}
+
+
+def test_the_flag_reaches_the_data(tmp_path, monkeypatch):
+    make_folder(tmp_path / "data")
+    words = f"--dataset folder --data-dir {tmp_path}/data --cache-dir {tmp_path}/cache --val-images 2 --batch-size 9"
+    with pytest.raises(SystemExit):  # the batch is larger than the data
+        train_command([*words.split(), "--out", str(tmp_path / "run"), "--device", "cpu", "--no-progress"])
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()].count(".npy") == 1
+    assert not (tmp_path / "data" / folder.CACHE).exists()
+    saved = TrainConfig(data_dir=tmp_path / "data")
+    assert TrainConfig(cache_dir=tmp_path / "cache").resumed(saved).cache_dir == tmp_path / "cache"
 
 
 def test_a_folder_for_derived_files_that_is_a_file(untouched):
