@@ -95,10 +95,17 @@ def check_writable(path: str | os.PathLike) -> None:
     Raises:
         UserError: as `atomic_path`.
     """
-    if Path(path).is_dir():
+    path = Path(path)
+    if path.is_dir():
         raise UserError(f"cannot write {path} (it is a folder): name a file")
-    with suppress(_Undone), atomic_path(path):
-        raise _Undone
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        with suppress(_Undone), atomic_path(path):
+            raise _Undone
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 class _Undone(Exception):

@@ -262,8 +262,9 @@ def run(config: CollapseConfig) -> None:
         UserError: bad settings; see `compute`.
     """
     config.check()
+    output.check(config.out, "collapse")
     numbers = compute(config)
-    paths = output.save(config.out, "collapse", numbers, draw(numbers))
+    paths = output.save(config.out, "collapse", numbers, lambda: draw(numbers))
     for one in numbers["runs"]:
         print(describe(one, numbers["reference"]))
     print("written: " + ", ".join(str(path) for path in paths))

@@ -175,8 +175,9 @@ def run(config: CurvesConfig) -> None:
         UserError: settings, runs or data that make no sense (one line says what to do).
     """
     config.check()
+    output.check(config.out, "curves")
     numbers = measure(config)
     for label, summary in numbers["methods"].items():
         print(describe(label, summary))
-    for path in output.save(config.out, "curves", numbers, draw(numbers)):
+    for path in output.save(config.out, "curves", numbers, lambda: draw(numbers)):
         print(path)

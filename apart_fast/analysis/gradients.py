@@ -128,8 +128,9 @@ def run(config: GradientsConfig) -> None:
         UserError: settings, runs or data that make no sense (one line says what to do).
     """
     config.check()
+    output.check(config.out, "gradients")
     numbers = measure(config)
     for one in numbers["runs"]:
         print(describe(one))
-    for path in output.save(config.out, "gradients", numbers, draw(numbers)):
+    for path in output.save(config.out, "gradients", numbers, lambda: draw(numbers)):
         print(path)

@@ -242,8 +242,9 @@ def run(config: PerturbationsConfig) -> None:
         UserError: bad settings; see `compute`.
     """
     config.check()
+    output.check(config.out, "perturbations")
     numbers, picture = compute(config)
-    paths = output.save(config.out, "perturbations", numbers, draw(picture))
+    paths = output.save(config.out, "perturbations", numbers, lambda: draw(picture))
     for found in numbers["epochs"]:
         print(_describe(f"{numbers['run']}, epoch {found['epoch']}", found))
     if numbers["reference"]:

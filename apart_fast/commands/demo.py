@@ -8,13 +8,15 @@ from pathlib import Path
 from apart_fast.device import pick_device
 from apart_fast.errors import UserError
 from apart_fast.evaluation.judge import describe
-from apart_fast.files import atomic_write, read_object, to_json
+from apart_fast.files import atomic_write, to_json
 from apart_fast.loaders import load_dataset
 from apart_fast.precision import has_bfloat16
 from apart_fast.report import pictures
+from apart_fast.report.sparing import sparing
 from apart_fast.runs.config import DemoConfig, TrainConfig
 from apart_fast.runs.environment import environment
 from apart_fast.runs.folder import RunFolder
+from apart_fast.runs.json_files import Object, read_json
 from apart_fast.step.methods import get_method
 from apart_fast.training.run import train
 
@@ -31,8 +33,8 @@ def _is_demo(folder: Path) -> bool:
         return False
     configs = [folder / method / "config.json" for method in METHODS if method in names]
     try:
-        return all(read_object(config, "").get("recipe") == "demo" for config in configs)
-    except (UserError, OSError):
+        return all(read_json(config, Object, "").get("recipe") == "demo" for config in configs)
+    except UserError:
         return False
 
 
@@ -67,7 +69,8 @@ def run(config: DemoConfig) -> None:
         summaries[method], _ = train(replace(base, method=method, epochs=epochs, cycle=epochs, out=out))
 
     records = {method: RunFolder(config.out / method).metrics() for method in METHODS}
-    pictures.curves(records, config.out / "curves.png")
+    with sparing("curves.png"):
+        pictures.curves(records, config.out / "curves.png")
     atomic_write(report, to_json({"runs": summaries, "settings": asdict(base), "environment": environment()}))
     print(f"\nOn {base.test_images} test images, eps {base.eval_eps}, 95 % confidence intervals in brackets:")
     for method, summary in summaries.items():

@@ -6,11 +6,12 @@ import torch
 
 from apart_fast.device import keep_freed_memory, pick_device
 from apart_fast.evaluation.judge import describe, evaluate
-from apart_fast.files import atomic_write, check_writable, to_json
+from apart_fast.files import atomic_write, to_json
 from apart_fast.loaders import load_dataset, subset
 from apart_fast.runs import checkpoint
 from apart_fast.runs.config import EvaluateConfig
 from apart_fast.runs.environment import environment
+from apart_fast.runs.outputs import EVALUATION, check_output
 from apart_fast.units import parse_eps
 
 
@@ -30,7 +31,7 @@ def run(config: EvaluateConfig) -> None:
         name, config.data_dir, download=config.download, progress=config.progress, cache=config.cache_dir
     )
     data = checkpoint.check_data(state["description"], data, name, config.checkpoint, state.get("classes"))
-    check_writable(out)
+    check_output(out, EVALUATION, [config.checkpoint])
     if device.type == "cpu":
         keep_freed_memory()
     model = checkpoint.load_network(state, device, config.average, name=config.checkpoint)

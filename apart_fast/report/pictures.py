@@ -16,15 +16,18 @@ from apart_fast.files import atomic_path
 from apart_fast.loaders import Split
 from apart_fast.models.channels_last import any_layout
 from apart_fast.models.modes import evaluating
+from apart_fast.report.lettering import drawn, lettered
 from apart_fast.runs.reading import points
 
 # Okabe and Ito's palette, grey for its pale yellow: told apart by colour-blind readers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8c8c8c")
 
+WIDE = 20  # letters that stand above an image
+
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure whole or not at all, in the format its name ends in."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, lettered(figure):
         figure.savefig(temporary, format=path.suffix[1:], dpi=120)
 
 
@@ -90,7 +93,7 @@ def curves_figure(runs: Mapping[str, list[dict]]) -> Figure:
         for colour, (name, records) in zip(cycle(COLOURS), runs.items(), strict=False):
             for curve in panel.curves:
                 if line := points(records, curve.key):
-                    label = f"{name}: {curve.label}"
+                    label = f"{drawn(name)}: {curve.label}"
                     axes.plot(*zip(*line, strict=True), curve.style, color=colour, label=label, markersize=3)
         axes.set_title(panel.title)
         if axes.has_data():
@@ -125,11 +128,13 @@ def perturbations(model: nn.Module, split: Split, classes: list[str], eps: float
             axes[r, i].set(xticks=[], yticks=[])
         axes[r, 0].set_ylabel(title)
     for i, label in enumerate(split.labels.tolist()):
-        axes[0, i].set_title(classes[label], fontsize=8)
+        axes[0, i].set_title(drawn(classes[label], WIDE), fontsize=8)
         for r, answers in ((0, said[0]), (2, said[1])):
             right = answers[i] == label
             axes[r, i].set_xlabel(
-                ("said " if right else "wrong: ") + classes[answers[i]], fontsize=7, color=COLOURS[0 if right else 1]
+                ("said " if right else "wrong: ") + drawn(classes[answers[i]], WIDE),
+                fontsize=7,
+                color=COLOURS[0 if right else 1],
             )
     figure.suptitle(f"PGD-20, eps {eps:.4f}; grey: no change, black and white: -eps and +eps", fontsize=9)
     save_figure(figure, path)

@@ -8,21 +8,44 @@ from apart_fast.errors import UserError
 from apart_fast.files import atomic_write
 from apart_fast.report.page import render
 from apart_fast.report.settings import ReportConfig
+from apart_fast.runs.json_files import reading
+from apart_fast.runs.outputs import PAGE, check_output
 from apart_fast.runs.reading import read_runs
+
+READ = ("config.json", "summary.json", "metrics.jsonl", "environment.json", "evaluation.json", "card.json")
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:
     """Write the page of the runs in `folders` to `out`, replacing it; returns `out`.
 
     Raises:
-        UserError: no runs, one of them twice, not a run, unfinished or damaged, or `out` cannot be written.
+        UserError: no runs, one of them twice, not a run, unfinished or damaged, a link in the place of a file, or `out`
+            cannot be written, or is not a report.
     """
     for path, count in Counter(folder.resolve() for folder in folders).items():
         if count > 1:
             raise UserError(f"{path} is named {count} times: name each run once")
+    for folder in folders:
+        for name in READ:
+            _refuse_link(folder / name)
+    runs = read_runs(folders)
+    check_output(out, PAGE)
     # a folder's name may hold bytes that are no text
-    atomic_write(out, render(read_runs(folders)).encode(errors="replace"))
+    atomic_write(out, render(runs).encode(errors="replace"))
     return out
+
+
+def _refuse_link(path: Path) -> None:
+    """A page is made to be sent: what lies elsewhere is not meant.
+
+    Raises:
+        UserError: a link that leads out of the folder.
+    """
+    with reading(path):
+        if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
+            raise UserError(
+                f"{path} is a link to somewhere else, and a report shows only what lies in the run's folder"
+            )
 
 
 def run(config: ReportConfig) -> None:

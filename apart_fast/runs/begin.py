@@ -9,6 +9,7 @@ from pathlib import Path
 from apart_fast.errors import UserError
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
+from apart_fast.runs.json_files import is_file
 from apart_fast.step.methods import get_method
 from apart_fast.units import parse_eps
 
@@ -37,9 +38,9 @@ def find_checkpoint(path: Path) -> Path:
     """The file of a checkpoint, unread.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, or may not be looked at.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"no checkpoint at {path}: name a .pt file that a run has written")
     return path
 

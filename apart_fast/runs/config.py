@@ -9,7 +9,8 @@ import tyro
 from apart_fast.errors import UserError
 from apart_fast.loaders.table import DATASET_NAMES, LOADER_NAMES
 from apart_fast.runs.recipes import RECIPES
-from apart_fast.step.methods import METHODS
+from apart_fast.runs.schema import misfit
+from apart_fast.step.methods import METHODS, get_method
 from apart_fast.units import parse_eps
 
 if TYPE_CHECKING:
@@ -22,6 +23,15 @@ else:  # the flags take the names of the tables
 # for the help
 DATASETS = ", ".join(DATASET_NAMES)
 FAMILY = ", ".join(name + "-K" * takes_steps for name, (_, takes_steps, _) in METHODS.items())
+
+# what each version has written to config.json
+ALWAYS = (
+    *("dataset", "data_dir", "download", "train_images", "val_images", "test_images", "flip", "padding"),
+    *("ffcv", "loader", "workers", "model", "width", "normalize", "points", "method", "eps", "step_decay", "eta"),
+    *("omega_dtype", "epochs", "cycle", "batch_size", "lr", "weight_decay", "label_smoothing", "ema", "amp"),
+    *("amp_dtype", "device", "threads", "seed", "eval_eps", "val_every", "probe_images", "test", "log_every"),
+    *("progress", "out", "resume", "checkpoint_every"),
+)
 
 # what a resumed run may set anew
 MOVABLE = ("data_dir", "cache_dir", "download", "device", "kernels", "workers", "progress")
@@ -212,6 +222,31 @@ class TrainConfig:
     def loader_kind(self) -> str:
         """Key of `apart_fast.loaders.LOADERS`."""
         return "ffcv" if self.ffcv else self.loader or "resident"
+
+
+def from_json(values: dict[str, Any]) -> TrainConfig:
+    """The settings in config.json, checked.
+
+    Raises:
+        ValueError: they are not those of a run.
+    """
+    missing = next((name for name in ALWAYS if name not in values), None)
+    if (wrong := misfit(values, TrainConfig)) is not None or missing is not None:
+        raise ValueError(wrong or f"{missing} is missing")
+    values = {**values}
+    values["data_dir"] = Path(values["data_dir"])
+    for name in ("cache_dir", "out", "resume"):
+        values[name] = Path(values[name]) if values.get(name) else None
+    values["points"] = tuple(values["points"]) if values.get("points") else None
+    config = TrainConfig(**values)
+    try:
+        config.check()
+        parse_eps(config.eps)
+        parse_eps(config.eval_eps)
+        get_method(config.method)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return config
 
 
 @dataclass

@@ -1,14 +1,19 @@
 """A finished run as its folder tells it: what reports, analyses, cards and benchmarks read."""
 
+import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from apart_fast.errors import UserError
-from apart_fast.files import read_if_there
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
+from apart_fast.runs.json_files import LARGEST, Evaluation, Object, is_file, read_if_there, reading
 from apart_fast.step.methods import get_method
 
 
@@ -53,26 +58,35 @@ class Run:
     @cached_property
     def environment(self) -> dict:
         """environment.json; empty if there is none. A damaged one is a UserError, here and below."""
-        return self._json("environment.json")
+        return self._json("environment.json", Object)
 
     @cached_property
     def evaluation(self) -> dict:
         """evaluation.json, a further evaluation; empty if there is none."""
-        return self._json("evaluation.json")
+        return self._json("evaluation.json", Evaluation)
 
     @cached_property
     def card(self) -> dict:
         """card.json; empty if there is none."""
-        return self._json("card.json")
+        return self._json("card.json", Object)
 
     @cached_property
     def picture(self) -> bytes | None:
-        """perturbations.png, if there is one."""
+        """perturbations.png, if there is one; what is no picture in the run's folder is left out with a warning."""
         file = self.folder.path / "perturbations.png"
-        return file.read_bytes() if file.is_file() else None
+        if not is_file(file):
+            return None
+        with reading(file):
+            inside = file.resolve().is_relative_to(file.parent.resolve()) and file.stat().st_size <= LARGEST
+            data = file.read_bytes() if inside else b""
+        if _is_picture(data):
+            return data
+        what = "no picture" if inside else "no file in the run's folder"
+        warnings.warn(f"{file} is {what}: it is left out", stacklevel=2)
+        return None
 
-    def _json(self, name: str) -> dict:
-        return read_if_there(self.folder.path / name, "make it again, or remove it") or {}
+    def _json(self, name: str, kind: Any) -> dict:
+        return read_if_there(self.folder.path / name, kind, "make it again, or remove it") or {}
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -87,6 +101,18 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     if len(set(names)) < len(names):  # same folder name in different places: their paths tell them apart
         names = [str(path) for path in paths]
     return [Run.of(*RunFolder.open(path), name) for path, name in zip(paths, names, strict=True)]
+
+
+def _is_picture(data: bytes) -> bool:
+    """Whether these are the bytes of a whole PNG file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Pillow's, of pictures that are too large
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                image.load()
+    except Exception:  # Pillow has many
+        return False
+    return True
 
 
 def points(records: Sequence[dict], key: str) -> list[tuple[int, float]]:

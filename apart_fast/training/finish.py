@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from apart_fast.loaders import subset
 from apart_fast.report import pictures
+from apart_fast.report.sparing import sparing
 from apart_fast.report.write import write_report
 from apart_fast.runs import checkpoint
 from apart_fast.runs.card import write_card
@@ -26,9 +27,13 @@ def finish(
 ) -> dict:
     """Judge the weights of a run that has ended and write everything that is left to write; returns the summary.
 
+    A picture or page that fails is left out, and a line says so.
+
     Raises:
         UserError: full disk.
     """
+    if not folder.best.is_file():  # lost after its epoch
+        progress.best_epoch, progress.best_by = config.epochs, "default, as best.pt was lost"
     records = folder.metrics()
     summary = {
         "dataset": config.dataset,
@@ -48,13 +53,16 @@ def finish(
     if config.test:
         summary["test"] = _test(config, folder, parts, progress, judge)
     folder.write("summary.json", summary)
-    pictures.curves({parts.apart.method.name: records}, folder.path / "curves.png")
+    with sparing("curves.png"):
+        pictures.curves({parts.apart.method.name: records}, folder.path / "curves.png")
     val = parts.splits.val
     shown, path = subset(val, min(8, len(val))), folder.path / "perturbations.png"
-    with plain_model(config.compile):
+    with sparing("perturbations.png"), plain_model(config.compile):
         pictures.perturbations(parts.judged_model, shown, classes, judge.eps, path)
-    write_card(folder, config)
-    write_report([folder.path], folder.path / "report.html")
+    with sparing("card.json"):
+        write_card(folder, config)
+    with sparing("report.html"):
+        write_report([folder.path], folder.path / "report.html")
     return summary
 
 
@@ -64,7 +72,7 @@ def _test(config: TrainConfig, folder: RunFolder, parts: Parts, progress: Progre
     last = {name: value.clone() for name, value in model.state_dict().items()}
     reports = {"last": asdict(judge(parts.splits.test, attacks, None, progress=True))}
     if progress.best_epoch != config.epochs and folder.best.is_file():
-        model.load_state_dict(checkpoint.load(folder.best, parts.device)["model"])
+        checkpoint.load_model(model, checkpoint.load_best(folder, parts.device)["model"], folder.best)
         reports["best"] = asdict(judge(parts.splits.test, attacks, None, progress=True))
         model.load_state_dict(last)
     else:

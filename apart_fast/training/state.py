@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apart_fast.errors import UserError
 from apart_fast.runs import checkpoint
@@ -126,6 +126,10 @@ class TrainingState:
             raise UserError(f"{last} does not fit: --ema was {'off' if parts.average else 'on'} in that run")
         if parts.average is not None:
             checkpoint.load_model(parts.average.model, state["average"], last)
+        if state["progress"]["step"] >= len(parts.loader):
+            raise UserError(f"{last} does not fit: its epoch has more steps than {len(parts.loader)}; start a new run")
+        velocities = parts.optimizer.velocities()
+        checkpoint.check_alike(_numbered(velocities), _numbered(state["optimizer"]), last)
         parts.optimizer.load_velocities(state["optimizer"])
         parts.apart.load_state_dict(state["apart"])
         if parts.scaler is not None and state["scaler"] is not None:
@@ -146,5 +150,11 @@ class TrainingState:
         Where that gives other bits (on a GPU) it may not be the best any more: then the next epoch judged is.
         """
         progress, best = self._progress, self._folder.best
-        if progress.best_epoch and (not best.is_file() or checkpoint.load(best)["epoch"] != progress.best_epoch):
+        if progress.best_epoch and (
+            not best.is_file() or checkpoint.load_best(self._folder)["epoch"] != progress.best_epoch
+        ):
             progress.best_accuracy = -1.0
+
+
+def _numbered(tensors: list[Tensor]) -> dict[str, Tensor]:
+    return {f"optimizer.{i}": tensor for i, tensor in enumerate(tensors)}

@@ -7,6 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from apart_fast.analysis.groups import group_colours
 from apart_fast.analysis.published import published
+from apart_fast.report.lettering import LONGEST_LABEL, drawn
 
 
 def draw(numbers: dict) -> Figure:
@@ -67,7 +68,7 @@ def _draw_group(axes: Axes, value: tuple[str, str], label: str, runs: list[dict]
     curves = [{p["epoch"]: 100 * p[value[0]][value[1]] for p in run["points"]} for run in runs]
     shared = [epoch for epoch in curves[0] if all(epoch in curve for curve in curves)]
     mean = [sum(curve[epoch] for curve in curves) / len(curves) for epoch in shared]
-    words = f"{label} (mean of {len(runs)} seeds)" if len(runs) > 1 else f"{label} (95 % interval)"
+    words = drawn(label, LONGEST_LABEL) + (f" (mean of {len(runs)} seeds)" if len(runs) > 1 else " (95 % interval)")
     axes.plot(shared, mean, "o-", color=colour, linewidth=2, markersize=3, label=words, zorder=3)
     if len(runs) > 1:
         for curve in curves:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from apart_fast.analysis.groups import group_colours
+from apart_fast.report.lettering import LONGEST_LABEL, drawn
 
 # measure -> what the axis says
 _NAMES = {"val_pgd20": "PGD-20 accuracy", "probe_pgd10": "PGD-10 accuracy", "test_pgd20": "PGD-20 accuracy"}
@@ -51,7 +52,7 @@ def _draw_curve(axes: Axes, runs: list[dict], label: str, colour: str) -> None:
     by_epoch = [dict(zip(run["epochs"], run["robust"], strict=True)) for run in runs]
     epochs = [epoch for epoch in runs[0]["epochs"] if all(epoch in values for values in by_epoch)]
     rows = [[100 * values[epoch] for values in by_epoch] for epoch in epochs]
-    name = f"{label} ({len(runs)} seeds)" if len(runs) > 1 else label
+    name = drawn(label, LONGEST_LABEL) + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
     axes.plot(epochs, [fmean(row) for row in rows], ".-", color=colour, label=name, linewidth=1.8, markersize=4)
     if len(runs) > 1:
         axes.fill_between(
@@ -84,7 +85,7 @@ def _draw_ends(axes: Axes, numbers: dict, colours: dict[str, str]) -> None:
             axes.plot(last, y, "o", markersize=4.5, color=colour)
         axes.text(1.02, row, _drop_text(methods[label]), transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     axes.text(1.02, 1.01, "drop (points)", transform=axes.transAxes, va="bottom", fontsize=9)
-    axes.set_yticks(range(len(methods)), list(methods))
+    axes.set_yticks(range(len(methods)), [drawn(label) for label in methods])
     axes.set(ylim=(len(methods) - 0.5, -0.5))
     highest = max(run["best"]["value"] for run in numbers["runs"])
     axes.set_xlim(-2, max(5.0, 108 * highest))

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from apart_fast.analysis.groups import group_colours
 from apart_fast.analysis.network_gradients import PGD_STEPS
+from apart_fast.report.lettering import LONGEST_LABEL, drawn
 
 _DOT: dict[str, Any] = dict(marker=".", markersize=4)  # one epoch alone is seen too
 # (row, column of the panel, key, line style, factor)
@@ -53,7 +54,7 @@ def draw(numbers: dict) -> Figure:
             panel.text(0.5, 0.5, "none in these runs", ha="center", va="center", transform=panel.transAxes)
     handles = [Line2D([], [], color=colours[label], linewidth=2) for label in labels]
     counts = {label: sum(run["method"] == label for run in runs) for label in labels}
-    names = [f"{label} ({n} seeds)" if n > 1 else label for label, n in counts.items()]
+    names = [drawn(label, LONGEST_LABEL) + (f" ({n} seeds)" if n > 1 else "") for label, n in counts.items()]
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(labels), 7), frameon=False)
     return figure
 
@@ -97,8 +98,8 @@ def _draw_lines(panel: Axes, runs: list[dict], key: str, style: str, colour: str
 
 def _draw_blocks(above: Axes, below: Axes, run: dict) -> None:
     """Gradient norm and learned step of each block of one run, from the first (dark) to the last block (light)."""
-    _name(above, "gradient at the block points", f"one run: {run['name']}")
-    _name(below, r"learned block steps $\alpha_b$", f"one run: {run['name']}")
+    _name(above, "gradient at the block points", f"one run: {drawn(run['name'])}")
+    _name(below, r"learned block steps $\alpha_b$", f"one run: {drawn(run['name'])}")
     above.set(yscale="log", ylabel=r"mean of $\Vert\partial\,$CE$_i/\partial a_b\Vert_2$")
     below.set(ylabel=r"$\alpha_b$ (units of the activation)")
     below.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))

@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from apart_fast.report.lettering import drawn
+
 
 @dataclass(frozen=True)
 class Row:
@@ -38,7 +40,7 @@ def draw(picture: Picture) -> Figure:
             axes[r, i].imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes[r, i].set(xticks=[], yticks=[])
     for i, name in enumerate(picture.classes):
-        axes[0, i].set_title(name, fontsize=10)
+        axes[0, i].set_title(drawn(name, 16), fontsize=10)
     _beside(axes[0, 0], "image", ())
     for r, row in enumerate(picture.rows, 1):
         _beside(axes[r, 0], row.name, row.words)
