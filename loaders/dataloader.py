@@ -13,6 +13,7 @@ from apart_fast.loaders.datasets.derived import at_hand
 from apart_fast.loaders.datasets.mapped import ImageFile
 from apart_fast.loaders.datasets.splits import Split
 from apart_fast.loaders.plan import EpochPlan
+from apart_fast.process.stopping import leave_to_parent
 
 T = TypeVar("T")
 
@@ -84,6 +85,7 @@ class DataloaderLoader(Loader):
             batch_sampler=self._sampler,
             num_workers=self.workers,
             collate_fn=_as_is,
+            worker_init_fn=leave_to_parent,
             pin_memory=self.device.type == "cuda",
             persistent_workers=self.workers > 0,
             generator=torch.Generator(),  # otherwise every epoch draws from torch's global generator

@@ -63,6 +63,20 @@ class StopSignals:
             end_now(f"{Interrupted(signum)}\n", 128 + signum)
 
 
+def leave_to_parent(_number: int = 0) -> None:
+    """In a worker process: what comes to a whole group or job (Ctrl-C, `timeout`, a scheduler) is its parent's business.
+
+    A second SIGTERM ends it: so multiprocessing ends what its parent has not.
+    """
+
+    def end_next_time(_signum: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end_next_time)
+
+
 def end_now(line: str, code: int) -> None:
     """End the process without undoing anything: temporary files are removed by whoever writes there next."""
     with suppress(OSError):
