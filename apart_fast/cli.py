@@ -1,4 +1,4 @@
-"""The command line: `apart-fast check | train | evaluate | analyze | report | demo`, and `python train.py`.
+"""The command line: `apart-fast check | plan | train | evaluate | analyze | report | demo`, and `python train.py`.
 
 A signal finds its handler before anything that takes time is imported. The words are read without waiting for torch;
 a command is imported after that (`apart_fast/commands/table.py`).
@@ -8,14 +8,14 @@ import os
 import sys
 from collections.abc import Callable
 
-from apart_fast.errors import NO_ROOM, Interrupted, Stopped, UserError
-from apart_fast.process.output import lasting_output
-from apart_fast.process.stopping import EXIT, StopSignals, end_with
+from apart_fast.errors import NO_ROOM, Interrupted, RankLost, SaidElsewhere, Stopped, UserError
+from apart_fast.process.output import lasting_output, short_warnings
+from apart_fast.process.stopping import EXIT, StopSignals, end_now, end_with, ignore_at_the_end
 
 
 def guarded(command: Callable[[], object]) -> int:
     """Run a command; bad input becomes one line on stderr and exit code 2, a signal one line and 128 + its number."""
-    with lasting_output(), StopSignals():
+    with lasting_output(), short_warnings(), StopSignals():
         try:
             command()
         except UserError as error:
@@ -24,6 +24,10 @@ def guarded(command: Callable[[], object]) -> int:
             return _end(str(stop), stop.code)
         except KeyboardInterrupt:
             return _end("stopped by SIGINT", 130)
+        except RankLost as lost:
+            return _end(f"error: {lost}", lost.code)
+        except SaidElsewhere as elsewhere:
+            return elsewhere.code
         except OSError as error:
             if error.errno in NO_ROOM:
                 return _end(f"error: no space left ({error}): free some space or choose another --out", 2)
@@ -65,8 +69,11 @@ def _run(command: Callable[[list[str] | None], None], args: list[str] | None) ->
     """Run it and end the process, or raise SystemExit where it was called with words of its own."""
     if args is not None:
         sys.exit(guarded(lambda: command(args)))
+    ignore_at_the_end()
     with StopSignals(EXIT):
         code = guarded(lambda: command(None))
+    if code > 128:  # threads of libraries may be in the middle of something: nothing to tear down in an order
+        end_now("", code)
     end_with(code)
     sys.exit(code)
 

@@ -25,3 +25,18 @@ class Stopped(Exception):
     def __init__(self, signum: int, folder: Path):
         self.code = 128 + signum
         super().__init__(f"stopped by {signal.Signals(signum).name}; go on with --resume {folder}")
+
+
+class SaidElsewhere(Exception):
+    """This process ends because another one of its training does, which says why; `code` is the exit code."""
+
+    def __init__(self, code: int):
+        self.code = code
+        super().__init__("another process says why")
+
+
+class RankLost(Exception):
+    """A process of a training has ended without a word, or cannot be reached: one line that names it; `code` is the
+    exit code."""
+
+    code = 1

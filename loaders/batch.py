@@ -22,7 +22,7 @@ class Batch:
         host_indices: `indices` on the CPU (a view of the epoch's order; `indices` itself where nobody gave it).
         upcoming: int64 on the CPU, `indices` of the epoch's next batch, empty after the last; None: not known.
         resident: `images` is the same tensor in every batch.
-        together: number of examples in the batches of all ranks in this step; None: there are no others.
+        together: number of examples in the batches of all ranks in this step; 0: there are no others.
     """
 
     images: Tensor
@@ -31,18 +31,17 @@ class Batch:
     host_indices: Tensor | None = None
     upcoming: Tensor | None = None
     resident: bool = False
-    together: int | None = None
+    together: int = 0
 
     def __post_init__(self) -> None:
         if self.host_indices is None:
             object.__setattr__(self, "host_indices", self.crops.indices)
-        if self.together is None:
+        if not self.together:
             object.__setattr__(self, "together", len(self))
 
     @property
     def share(self) -> float:
         """Of the examples of all ranks in this step."""
-        assert self.together is not None
         return len(self) / self.together
 
     def __len__(self) -> int:

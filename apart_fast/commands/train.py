@@ -1,17 +1,21 @@
 """`apart-fast train`, `python train.py`: train, and say how it went."""
 
 from apart_fast.evaluation.judge import describe
+from apart_fast.parallel.world import world
 from apart_fast.runs.config import TrainConfig
 from apart_fast.training.run import train
 
 
 def run(config: TrainConfig) -> None:
-    """Train as configured; print the test figures and where the run lies.
+    """Train as configured, with the other processes that torchrun has started; print the test figures and where the run
+    lies.
 
     Raises:
-        UserError, Stopped: see `apart_fast.training.run.train`.
+        UserError, Stopped, SaidElsewhere, RankLost: see `apart_fast.training.run.train` and
+            `apart_fast.parallel.world.world`.
     """
-    summary, folder = train(config)
-    for name, judged in summary.get("test", {}).items():
-        print(f"test, {name} weights: {describe(judged)}")
-    print(f"run folder: {folder}")
+    with world(config.device) as us, us.one_line():
+        summary, folder = train(config, us)
+        for name, judged in summary.get("test", {}).items():
+            print(f"test, {name} weights: {describe(judged)}")
+        print(f"run folder: {folder}")

@@ -1,28 +1,34 @@
 """Attacks for evaluation: PGD. Images are NHWC, pixels in [0, 1]."""
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apart_fast.errors import UserError
+from apart_fast.evaluation.checks import check_classes, check_counts, check_labels
+from apart_fast.evaluation.gradient import FOOLED, NOT_FINITE, ZERO, ascent_loss, gradient_marks
 from apart_fast.graphs import capture
 from apart_fast.kernels import projected_step
 from apart_fast.models.channels_last import any_layout
-from apart_fast.models.modes import frozen
+from apart_fast.models.logits import check_logits, count_classes
+from apart_fast.models.modes import differentiable, frozen
 
 _GRAPH_FROM = 40  # batches: for fewer a capture (a few batches' time) does not pay
 _ROUNDED = 8  # images: a captured step has room for a multiple, so that it need not be captured again for one more
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits [B, classes] (at least float32) of NHWC images [B, H, W, C]."""
-    logits = model(images.permute(0, 3, 1, 2))
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    """Logits [B, classes] (at least float32) of NHWC images [B, H, W, C].
+
+    Raises:
+        UserError: the model gives something else.
+    """
+    return check_logits(model(images.permute(0, 3, 1, 2)), len(images))
 
 
 def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -34,7 +40,7 @@ def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
 def _noise(seeds: Tensor, restart: int, shape: tuple[int, ...], eps: float) -> Tensor:
     """uniform(-eps, eps) float32 on the CPU, [len(seeds), *shape]; each image draws from its own seed."""
     generator = torch.Generator()
-    noise = torch.empty(len(seeds), *shape)
+    noise = torch.empty(len(seeds), *shape, dtype=torch.float32, device="cpu")  # whatever the caller's defaults are
     for row, seed in zip(noise, seeds.tolist(), strict=True):
         row.uniform_(-eps, eps, generator=generator.manual_seed(seed + restart))
     return noise
@@ -50,20 +56,27 @@ def refuse_training(model: nn.Module) -> None:
         raise UserError("the model is in training mode: call model.eval() before an attack")
 
 
+def ordinary(tensor: Tensor) -> Tensor:
+    """`tensor`, or where it was made under `torch.inference_mode` a copy that autograd takes."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def differentiate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of each image's own cross-entropy at the image, like `images` and contiguous, and logits [B, classes].
+    """Gradient of each image's own `ascent_loss` at the image, like `images` and contiguous, and logits [B, classes].
+
+    That is the gradient of the cross-entropy, or where rounding would leave nothing of it, it times a positive number.
 
     Args:
         model: takes NCHW; nothing of it changes (`frozen` saves what its own gradients would cost).
         images: float [B, H, W, C] in [0, 1].
         labels: int64 [B].
     """
-    leaf = images.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = ordinary(images).detach().requires_grad_()
         logits = predict(model, leaf)
         # a sum: the gradient of an image does not shrink with the batch
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, leaf)
+        loss = ascent_loss(logits, ordinary(labels)).sum()
+        (gradient,) = torch.autograd.grad(loss, leaf)
     return gradient.contiguous(), logits.detach()
 
 
@@ -72,8 +85,8 @@ def pgd_to_the_end(model: nn.Module, images: Tensor, labels: Tensor, *, eps: flo
 
     `pgd` is the attack to judge with: it keeps the first point that fools. The arguments are those of `pgd`.
     """
-    point = images
-    with frozen(model):
+    with torch.inference_mode(False), frozen(model := differentiable(model)):
+        images = point = ordinary(images)
         for _ in range(steps):
             gradient, _ = differentiate(model, point, labels)
             point = projected_step(images, point, gradient, step, eps)
@@ -112,7 +125,7 @@ def pgd(
         batch_size: images that go through the model at a time; None: all.
 
     Returns:
-        like `images`: within eps of them and in [0, 1].
+        like `images`: within eps of them and in [0, 1]. A warning says where images had no gradient to follow.
 
     Raises:
         UserError: a module of the model is in training mode, or an argument does not fit.
@@ -120,35 +133,39 @@ def pgd(
     refuse_training(model)
     if not images.is_floating_point() or images.dim() != 4:
         raise UserError(f"pgd needs float images [B, H, W, C], got {images.dtype} with shape {list(images.shape)}")
-    if not (eps >= 0 and step >= 0):
-        raise UserError(f"pgd needs eps and step >= 0, got {eps} and {step}")
-    if steps < 1 or restarts < 1:
-        raise UserError(f"pgd needs at least 1 step and 1 restart, got {steps} and {restarts}")
+    check_labels(labels, len(images))
+    if not (0 <= eps < math.inf and 0 <= step < math.inf):
+        raise UserError(f"pgd needs finite eps and step >= 0, got {eps} and {step}")
+    check_counts(steps=steps, restarts=restarts, **({} if batch_size is None else {"batch_size": batch_size}))
     if restarts > 1 and not random_start:
         raise UserError("restarts without a random start are all the same: use 1 restart")
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"pgd needs a batch size of at least 1, got {batch_size}")
     if len(images) == 0:
         return images.clone()
     low, high = images.aminmax()
     if not (low >= 0 and high <= 1):
         raise UserError(f"pixels must lie in [0, 1], got [{low:.3g}, {high:.3g}]: normalise inside the model")
 
-    model = any_layout(model, images[:2].permute(0, 3, 1, 2))
-    seeds = draw_seeds(len(images), generator) if random_start else None
-    size = batch_size or len(images)
-    adversarial = images.detach().clone(memory_format=torch.contiguous_format)
-    right = correct(model, adversarial, labels, size).nonzero().squeeze(1)
-    if len(right):
-        mine = None if seeds is None else seeds[right.cpu()]
-        settings: dict[str, Any] = dict(eps=eps, step=step, steps=steps, restarts=restarts, seeds=mine, batch_size=size)
-        adversarial[right], _ = search(model, adversarial[right], labels[right], **settings)
+    with torch.inference_mode(False):
+        labels = ordinary(labels).long()
+        model = any_layout(differentiable(model), images[:2].permute(0, 3, 1, 2))
+        check_classes(labels, count_classes(model, images[:2].permute(0, 3, 1, 2)))
+        seeds = draw_seeds(len(images), generator) if random_start else None
+        size = batch_size or len(images)
+        adversarial = images.detach().clone(memory_format=torch.contiguous_format)
+        right = correct(model, adversarial, labels, size).nonzero().squeeze(1)
+        if len(right):
+            mine = None if seeds is None else seeds[right.cpu()]
+            settings: dict[str, Any] = dict(eps=eps, step=step, steps=steps, restarts=restarts, batch_size=size)
+            found = search(model, adversarial[right], labels[right], seeds=mine, **settings)
+            adversarial[right] = found.points
+            if blind := int(found.blind.sum()):
+                warnings.warn(f"pgd: {blind} of {len(right)} images had no gradient to follow", stacklevel=2)
     return adversarial
 
 
 def draw_seeds(n: int, generator: torch.Generator | None) -> Tensor:
     """int64 [n] on the CPU: of the noise of each image; the same numbers whether drawn at once or in parts."""
-    return torch.randint(2**62, (n,), generator=generator)
+    return torch.randint(2**62, (n,), generator=generator, device="cpu")
 
 
 @torch.no_grad()
@@ -158,6 +175,26 @@ def correct(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -
         return torch.zeros(0, dtype=torch.bool, device=images.device)
     batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
     return torch.cat([is_correct(predict(model, x), y) for x, y in batches])
+
+
+class Found(NamedTuple):
+    """What a search found, for each of N images.
+
+    points: like the images; the first one that fools, else the last one.
+    fooled: bool [N], on the way. The very last points are not judged: the caller has to.
+    not_finite, zero: bool [N]; at some step before it was fooled the image's gradient had a NaN or an infinity, or
+        (and never that) was zero everywhere. There the search stood still.
+    """
+
+    points: Tensor
+    fooled: Tensor
+    not_finite: Tensor
+    zero: Tensor
+
+    @property
+    def blind(self) -> Tensor:
+        """bool [N]: stands after a search without a gradient."""
+        return ~self.fooled & (self.not_finite | self.zero)
 
 
 def search(
@@ -173,7 +210,7 @@ def search(
     batch_size: int,
     progress: Callable[[int], object] = lambda done: None,
     kept: "KeptSteps | None" = None,
-) -> tuple[Tensor, Tensor]:
+) -> Found:
     """The search of `pgd` for all of the images, which the model is expected to get right.
 
     It goes through the images step by step, not batch by batch, and leaves out those that are fooled: batches stay
@@ -185,13 +222,14 @@ def search(
             N * steps * restarts.
         kept: CUDA graphs of earlier searches of this model, to be taken again; None: none is kept.
 
-    The other arguments are those of `pgd`. Returns the points found, like `images` (the first one that fools, else the
-    last one), and bool [N]: fooled on the way. The very last points are not judged: the caller has to.
+    The other arguments are those of `pgd`.
     """
     images = images.detach().contiguous()
     found, standing = images.clone(), torch.arange(len(images), device=images.device)
+    marks = torch.zeros_like(labels, dtype=torch.uint8)  # read by the caller, at the end
+    fooled = marks.bool()
     if len(images) == 0:
-        return found, torch.zeros_like(labels, dtype=torch.bool)
+        return Found(found, fooled, fooled, fooled)
     batches = -(-len(images) // batch_size) * steps * restarts
     with frozen(model):
         advance = (kept or KeptSteps()).get(model, images, batch_size, batches, step, eps)
@@ -203,30 +241,34 @@ def search(
             for left in reversed(range(steps)):
                 if not len(standing):
                     break
-                fooled = torch.empty_like(standing, dtype=torch.bool)
-                for rows, marks in zip(standing.split(batch_size), fooled.split(batch_size), strict=True):
-                    found[rows] = advance(images[rows], found[rows], labels[rows], marks)
+                new = torch.empty_like(standing, dtype=torch.uint8)
+                for rows, mine in zip(standing.split(batch_size), new.split(batch_size), strict=True):
+                    found[rows] = advance(images[rows], found[rows], labels[rows], mine)
                     progress(len(rows))
-                standing = standing[~fooled]
-                progress((len(fooled) - len(standing)) * (left + later))
+                marks[standing] |= new
+                standing = standing[new & FOOLED == 0]
+                progress((len(new) - len(standing)) * (left + later))
             if later:
                 right = correct(model, found[standing], labels[standing], batch_size)
                 progress((len(right) - int(right.sum())) * later)
                 standing = standing[right]
-    fooled = torch.ones_like(labels, dtype=torch.bool)
+    fooled = torch.ones_like(fooled)
     fooled[standing] = False
-    return found, fooled
+    not_finite = marks & NOT_FINITE > 0
+    return Found(found, fooled, not_finite, (marks & ZERO > 0) & ~not_finite)
 
 
 class _Step:
-    """One step of PGD on a batch: writes `fooled` for the points `xk`, returns the next ones (`xk` where fooled)."""
+    """One step of PGD on a batch: writes `marks` (uint8, bits of `apart_fast.evaluation.gradient`) for the points `xk`,
+    returns the next ones (`xk` where fooled)."""
 
     def __init__(self, model: nn.Module, step: float, eps: float):
         self._model, self._step, self._eps = model, step, eps
 
-    def __call__(self, x: Tensor, xk: Tensor, labels: Tensor, fooled: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, xk: Tensor, labels: Tensor, marks: Tensor) -> Tensor:
         gradient, logits = differentiate(self._model, xk, labels)
-        fooled.copy_(~is_correct(logits, labels))
+        fooled = ~is_correct(logits, labels)
+        marks.copy_(gradient_marks(gradient) * ~fooled + fooled * FOOLED)
         moved = projected_step(x, xk.detach(), gradient, self._step, self._eps)
         return torch.where(fooled[:, None, None, None], xk.detach(), moved)
 
@@ -247,7 +289,7 @@ class _GraphedStep:
         self._step = step
         x, labels = images.new_zeros(size, *images.shape[1:]), images.new_zeros(size, dtype=torch.int64)
         # a smaller batch leaves old rows behind it: in eval mode no image sees another one
-        self._buffers = (x, x.clone(), labels, labels.bool())
+        self._buffers = (x, x.clone(), labels, labels.to(torch.uint8))
         self._replay: Callable[[], None] | None = None
         try:
             self._replay, self._moved = capture(lambda: step(*self._buffers), stream=_capture_stream(images.device))
@@ -255,14 +297,14 @@ class _GraphedStep:
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"the attack runs without a CUDA graph, and slower: {reason}", stacklevel=4)
 
-    def __call__(self, x: Tensor, xk: Tensor, labels: Tensor, fooled: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, xk: Tensor, labels: Tensor, marks: Tensor) -> Tensor:
         if self._replay is None:
-            return self._step(x, xk, labels, fooled)
+            return self._step(x, xk, labels, marks)
         n = len(labels)
         for buffer, value in zip(self._buffers, (x, xk, labels), strict=False):
             buffer[:n].copy_(value)
         self._replay()
-        fooled.copy_(self._buffers[3][:n])
+        marks.copy_(self._buffers[3][:n])
         return self._moved[:n]  # read before the next replay
 
 

@@ -12,6 +12,7 @@ from apart_fast.models import external
 from apart_fast.models.default_points import default_points
 from apart_fast.models.normalize import MeanStd, Normalize
 from apart_fast.models.preact_resnet import BasicBlock, Bottleneck, PreActResNet
+from apart_fast.models.size import parameter_bytes, refuse_too_large
 from apart_fast.models.wide_resnet import WideResNet
 
 __all__ = ["MODELS", "SOURCES", "Normalize", "build_model", "default_points"]
@@ -26,11 +27,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wide_resnet34_10": partial(WideResNet, 34, 10),
 }
 
-# "source/name" -> (function that builds it, function that lists the names)
-SOURCES = {
-    "torchvision": (external.make_torchvision, external.torchvision_names),
-    "timm": (external.make_timm, external.timm_names),
-}
+SOURCES = {"torchvision": external.TORCHVISION, "timm": external.TIMM}  # of "source/name"
 
 
 def build_model(
@@ -48,12 +45,14 @@ def build_model(
         name: a key of `MODELS`, or "torchvision/NAME", or "timm/NAME".
         num_classes: number of logits, at least 2.
         in_channels: channels of the images.
-        image_size: (height, width) of the images, each at least 8.
+        image_size: (height, width) of the images, each at least 8. A model of timm that takes one size only is made for
+            this one, where it can be.
         width: factor on the channel counts; only for `MODELS`.
         normalize: (mean, std), one number for each channel, in pixels of [0, 1].
 
     Raises:
-        UserError: unknown name (close matches are shown), a value that does not fit, or timm is not installed.
+        UserError: unknown name (close matches are shown), a value that does not fit, more parameters than memory has
+            room for, or timm is not installed.
     """
     if num_classes < 2:
         raise UserError(f"{num_classes} classes: a classifier needs at least 2")
@@ -65,16 +64,17 @@ def build_model(
         raise UserError(f"width {width} is not a positive factor")
     source, slash, inner = name.partition("/")
     if name in MODELS:
-        model = MODELS[name](num_classes, in_channels=in_channels, width=width, normalize=normalize)
+        make = partial(MODELS[name], num_classes, in_channels=in_channels, width=width, normalize=normalize)
+        if width > 1:
+            refuse_too_large(parameter_bytes(make), f"{name} of width {width:g}")
+        model = make()
     elif slash and source in SOURCES:
-        make, names = SOURCES[source]
-        known = names()
+        known = SOURCES[source].names()
         if inner not in known:
             raise _unknown(name, [f"{source}/{n}" for n in known])
         if width != 1.0:
             raise UserError(f"{name} has no width factor: leave width at 1, or use one of {', '.join(MODELS)}")
-        model = external.finish(make(inner, num_classes, in_channels), in_channels, normalize)
-        external.check_forward(model, name, num_classes, in_channels, image_size)
+        model = SOURCES[source].build(inner, num_classes, in_channels, image_size, normalize)
     else:
         raise _unknown(name, [*MODELS, *(f"torchvision/{n}" for n in external.torchvision_names())])
     return model.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Where block perturbation acts by default: on what enters the blocks' first convolutions."""
+"""Where block perturbation acts by default: on what enters the blocks' first convolutions, or their attention."""
 
 from fnmatch import fnmatchcase
 
@@ -7,8 +7,15 @@ from torch import nn
 from apart_fast.errors import UserError
 from apart_fast.models.external import Wrapped
 
-# tried in this order on models that are not ours; ResNets of torchvision and timm fit the first one
-_KNOWN = (("layer*.*.conv1",),)
+# tried in this order on models that are not ours
+_KNOWN = (
+    ("layer*.*.conv1",),  # ResNets of torchvision and timm
+    ("blocks.*.attn",),  # vision transformers of timm: what enters a block's attention
+    ("layers.*.blocks.*.attn",),  # Swin transformers of timm
+    ("stages.*.blocks.*.attn",),  # its transformers in stages: DaViT, GCViT, MViT, PVT, TinyViT
+    ("encoder.layers.*.ln_1:output",),  # vision transformers of torchvision
+    ("features.*.*.attn",),  # Swin transformers of torchvision
+)
 
 
 def default_points(model: nn.Module) -> list[str]:

@@ -1,5 +1,7 @@
 """Models of torchvision and timm by name, without pretrained weights."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -72,12 +74,87 @@ def make_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module
     return model
 
 
-def make_timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
+def make_timm(name: str, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
     """The timm model `name`, new weights."""
-    return _timm().create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+    return _timm().create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **options)
 
 
-def finish(model: nn.Module, in_channels: int, normalize: MeanStd | None) -> nn.Module:
+def make_timm_of_size(name: str, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module | None:
+    """The same for images of another size than its own; None where timm makes it for its own or for any size.
+
+    Raises:
+        UserError: its patches do not divide the images: it would leave out the rest.
+    """
+    if not _own_size(name):
+        return None
+    try:
+        model = make_timm(name, num_classes, in_channels, img_size=image_size)
+    except Exception:  # it takes no size, or not this one: its own is told
+        return None
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+    if any(side % step for side, step in zip(image_size, patch, strict=True)):
+        height, width = image_size
+        raise UserError(
+            f"timm/{name} cannot take {height}x{width} images: it cuts them into patches of {patch[0]}x{patch[1]}, "
+            "which must divide them; choose a model with other patches, or resize the images"
+        )
+    return model
+
+
+def _own_size(name: str) -> tuple[int, int] | None:
+    """(height, width) of the images that a timm model is made for; None where it takes any."""
+    config = _timm().get_pretrained_cfg(name)
+    return tuple(config.input_size[1:]) if config is not None and config.fixed_input_size else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where models come from.
+
+    Attributes:
+        make: from a name, a number of classes and one of image channels to a model.
+        names: all there are.
+        make_of_size: the same for images of a given size, or None.
+        own_size: (height, width) of the images that a model is made for; None where it takes any, or does not say.
+    """
+
+    label: str
+    make: Callable[[str, int, int], nn.Module]
+    names: Callable[[], list[str]]
+    make_of_size: Callable[[str, int, int, tuple[int, int]], nn.Module | None] = lambda *_: None
+    own_size: Callable[[str], tuple[int, int] | None] = lambda _: None
+
+    def build(
+        self, name: str, num_classes: int, in_channels: int, image_size: tuple[int, int], normalize: MeanStd | None
+    ) -> nn.Module:
+        """The model `name`, which takes images of this size and gives [B, num_classes] logits.
+
+        Raises:
+            UserError: it cannot be made, does not take such images, or does not give such logits.
+        """
+        try:
+            model = self.make(name, num_classes, in_channels)
+        except Exception as error:
+            channels = f"{num_classes} classes and {in_channels} image channels"
+            raise UserError(f"{self.label}/{name} cannot be made for {channels}: {_reason(error)}") from error
+        model = _finish(model, in_channels, normalize)
+        fault = _fault(model, num_classes, in_channels, image_size)
+        if fault is None:
+            return model
+        other = self.make_of_size(name, num_classes, in_channels, image_size)
+        if other is not None:
+            other = _finish(other, in_channels, normalize)
+            if _fault(other, num_classes, in_channels, image_size) is None:
+                return other
+        own = self.own_size(name)
+        raise UserError(f"{self.label}/{name} {fault}" + (f"; it is made for {own[0]}x{own[1]}" if own else ""))
+
+
+TORCHVISION = Source("torchvision", make_torchvision, torchvision_names)
+TIMM = Source("timm", make_timm, timm_names, make_timm_of_size, _own_size)
+
+
+def _finish(model: nn.Module, in_channels: int, normalize: MeanStd | None) -> nn.Module:
     """Switch off in-place activations (hooks may hold their inputs) and put `Normalize` in front if asked for."""
     for module in model.modules():
         if getattr(module, "inplace", False):
@@ -85,18 +162,17 @@ def finish(model: nn.Module, in_channels: int, normalize: MeanStd | None) -> nn.
     return model if normalize is None else Wrapped(model, make_normalize(normalize, in_channels))
 
 
-def check_forward(model: nn.Module, name: str, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> None:
-    """Run one grey image through the model.
-
-    Raises:
-        UserError: the model does not take this image size, or does not give [B, num_classes] logits.
-    """
+def _fault(model: nn.Module, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> str | None:
+    """What is wrong with what the model makes of one grey image, if anything is."""
     try:
         with evaluating(model), torch.no_grad():
             out = model(torch.full((1, in_channels, *image_size), 0.5))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        height, width = image_size
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name} cannot take {height}x{width} images with {in_channels} channels: {reason}") from error
+    except Exception as error:  # models say in many ways that a size does not suit them
+        return f"cannot take {image_size[0]}x{image_size[1]} images with {in_channels} channels: {_reason(error)}"
     if not isinstance(out, torch.Tensor) or out.shape != (1, num_classes):
-        raise UserError(f"{name} does not give one score for each of {num_classes} classes: choose a classifier")
+        return f"does not give one score for each of {num_classes} classes: choose a classifier"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,9 +1,10 @@
 """A model in another mode for a while, and then as it was."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -20,6 +21,15 @@ def frozen(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+def differentiable(model: nn.Module) -> nn.Module:
+    """`model`, or where it was made under `torch.inference_mode` a copy that autograd takes.
+
+    Not to be called within that mode.
+    """
+    made_so = any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+    return copy.deepcopy(model) if made_so else model
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Within: all modules are in eval mode. Each is in its own mode again afterwards, after an exception too."""
@@ -30,3 +40,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def running(model: nn.Module) -> dict[str, Tensor]:
+    """The floating-point buffers in the state of a model, by name: what normalisation has seen of its inputs."""
+    kept = model.state_dict()
+    return {name: b for name, b in model.named_buffers() if name in kept and b.is_floating_point()}

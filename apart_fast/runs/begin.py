@@ -4,6 +4,7 @@ What needs torch, a device or data is checked where the work begins, with the sa
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from apart_fast.errors import UserError
@@ -13,9 +14,12 @@ from apart_fast.runs.json_files import is_file
 from apart_fast.step.methods import get_method
 from apart_fast.units import parse_eps
 
+AUTO = Path("auto")  # of --resume
 
-def begin(config: TrainConfig) -> tuple[RunFolder, TrainConfig]:
-    """Where a training run is recorded, and its settings: those given, or those of the run it goes on with.
+
+def begin(config: TrainConfig) -> tuple[RunFolder, TrainConfig, bool]:
+    """Where a training run is recorded, its settings (those given, or those of the run it goes on with), and whether it
+    goes on with one.
 
     Nothing is written yet (see `RunFolder.create`).
 
@@ -23,6 +27,11 @@ def begin(config: TrainConfig) -> tuple[RunFolder, TrainConfig]:
         UserError: a value that makes no sense, a folder that already holds a run, or none to go on with.
     """
     config.check()
+    if config.resume == AUTO:
+        if config.out is None:
+            raise UserError("--resume auto needs --out, the folder of the run that it begins or goes on with")
+        config = replace(config, resume=config.out if is_file(config.out / "config.json") else None)
+    resumes = config.resume is not None
     if config.resume is None:
         folder = RunFolder.choose(config)
     else:
@@ -31,7 +40,7 @@ def begin(config: TrainConfig) -> tuple[RunFolder, TrainConfig]:
     parse_eps(config.eps)
     parse_eps(config.eval_eps)
     get_method(config.method)
-    return folder, config
+    return folder, config, resumes
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
+from apart_fast.evaluation.caution import cautions
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.runs.reading import Run
@@ -47,12 +48,22 @@ def write_card(folder: RunFolder, config: TrainConfig) -> Path:
             "further": run.evaluation or None,
         },
         "caveats": [
+            *_cautions(summary.get("test"), run.evaluation),
             "accuracy under PGD is an upper bound of the robust accuracy; AutoAttack is tighter where it was run",
             "nothing is known about other norms, larger radii or other data",
         ],
         "environment": run.environment or None,
     }
     return folder.write("card.json", card)
+
+
+def _cautions(test: object, evaluation: dict) -> list[str]:
+    """A line for each figure that must not be quoted."""
+    named = {f"test, {which} weights": report for which, report in test.items()} if isinstance(test, dict) else {}
+    lines = [
+        f"{name}: {line}" for name, report in {**named, "evaluation": evaluation}.items() for line in cautions(report)
+    ]
+    return lines
 
 
 def _sha256(file: Path) -> str:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from apart_fast.errors import UserError
+from apart_fast.evaluation.names import parse_attacks
 from apart_fast.loaders.table import DATASET_NAMES, LOADER_NAMES
 from apart_fast.runs.recipes import RECIPES
 from apart_fast.runs.schema import misfit
 from apart_fast.step.methods import METHODS, get_method
-from apart_fast.units import parse_eps
+from apart_fast.units import check_seed, parse_eps
 
 if TYPE_CHECKING:
     RecipeName = str
@@ -105,7 +106,7 @@ class TrainConfig:
     cycle: int = 30
     """Epochs of one triangle of the learning rates; longer runs repeat it."""
     batch_size: int = 128
-    """Images in a step."""
+    """Images in a step, of all processes together: the other settings stay as they are when GPUs are added."""
     lr: float = 0.2
     """Peak learning rate of the weights."""
     weight_decay: float = 2e-4
@@ -114,6 +115,8 @@ class TrainConfig:
     """Label smoothing of the training loss."""
     ema: float = 0.0
     """Decay of an average of the weights that is judged instead of them (0.999 is usual). 0: none."""
+    sync_bn: bool = False
+    """With several processes: BatchNorm takes the statistics of all their images, not of each one's (GPUs only)."""
     amp: bool = False
     """Mixed precision; the first layer, perturbations and clamps stay in float32."""
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
@@ -158,7 +161,8 @@ class TrainConfig:
     out: Path | None = None
     """Run folder. None: runs/<dataset>-<method>-<time>."""
     resume: Path | None = None
-    """Go on with the run in this folder, from its last checkpoint. Its settings hold; only --data-dir,
+    """Go on with the run in this folder, from its last checkpoint; auto: with that in --out if it has begun, else begin
+    it there (for torchrun --max-restarts and queues that preempt). Its settings hold; only --data-dir,
     --cache-dir, --download, --device, --kernels, --workers and --progress may differ (their default values count as
     not given)."""
     checkpoint_every: int | None = None
@@ -195,8 +199,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise UserError(f"--{name.replace('_', '-')} {value} is too small: give at least {low}")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed {self.seed} is out of range: give 0 to 2^63 - 1")
+        check_seed(self.seed, "--seed")
         for name in ("ema", "label_smoothing"):
             if getattr(self, name) >= 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too large: give less than 1")
@@ -292,9 +295,13 @@ class EvaluateConfig:
         Raises:
             UserError: one line with the flag and the values it takes.
         """
-        if self.images is not None and self.images < 1:
-            raise UserError(f"--images {self.images} is too small: give at least 1")
+        for name in ("images", "restarts", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value} is too small: give at least 1")
+        check_seed(self.seed, "--seed")
         parse_eps(self.eps)
+        parse_attacks(self.attacks, self.restarts)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from apart_fast.errors import UserError
 from apart_fast.kernels import Crops
 from apart_fast.models.channels_last import PlainLayout, any_layout
 from apart_fast.models.default_points import default_points
+from apart_fast.models.logits import check_parameters
 from apart_fast.models.modes import frozen
 from apart_fast.models.norms import BatchCounters
 from apart_fast.models.stem import keep_stem_precise
@@ -110,6 +111,7 @@ class Apart:
             raise UserError("float16 needs a torch.amp.GradScaler (scaler=...), or gradients vanish: or use bfloat16")
         self.padding, self.flip, self.dtype = padding, flip, dtype
         self.image_shape = tuple(image_shape)
+        check_parameters(model, dtype)
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device).manual_seed(seed)
 

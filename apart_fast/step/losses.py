@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apart_fast.models.logits import check_logits
 from apart_fast.step.checks import check_labels
 
 
@@ -27,11 +28,12 @@ class CrossEntropy:
         """(loss, logits [B, classes], at least float32) of pixels [B, H, W, C] and labels int64 [B].
 
         Raises:
+            UserError: the network gives something else than logits.
             IndexError: a label that is not one of the classes, where their number was not known before.
         """
         with torch.autocast(x.device.type, dtype=self._amp, enabled=self._amp is not None):
-            logits = self._network(x.permute(0, 3, 1, 2))
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+            output = self._network(x.permute(0, 3, 1, 2))
+        logits = check_logits(output, len(x))  # by shape and type
         if self.classes is None:  # later ones are checked before the step
             check_labels(labels, logits.shape[1])
             self.classes = logits.shape[1]

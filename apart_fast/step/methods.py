@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 from apart_fast.errors import UserError
 
+MOST_STEPS = 1000  # of an iterated method; a hundred times PGD-10
+
 
 @dataclass(frozen=True)
 class Method:
@@ -114,17 +116,20 @@ def get_method(name: str | Method) -> Method:
     """The settings of a method by name; `pgd-7`, `atta-3`: with that many steps.
 
     Raises:
-        UserError: no such method, or a number of steps where it takes none.
+        UserError: no such method, or a number of steps that is out of proportion, or where it takes none.
     """
     if isinstance(name, Method):
         return name
-    match = re.fullmatch(r"([a-z+-]+?)(?:-(\d+))?", name.strip().lower())
+    match = re.fullmatch(r"([a-z+-]+?)(?:-([0-9]+))?", name.strip().lower())
     base, k = (match[1], match[2]) if match else (name, None)
     if base not in METHODS:
         close = difflib.get_close_matches(base, METHODS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METHODS)}"
         raise UserError(f"unknown method {name!r}: {hint} (pgd-k and atta-k take a number of steps)")
     make, takes_steps, _ = METHODS[base]
-    if k is not None and (not takes_steps or int(k) < 1):
+    steps = None if k is None else int(k[:9])  # the first digits show that it is too much
+    if steps is not None and (not takes_steps or steps < 1):
         raise UserError(f"method {name!r}: " + ("needs at least 1 step" if takes_steps else f"{base} takes no number"))
-    return make(base, int(k) if k else None)
+    if steps is not None and steps > MOST_STEPS:
+        raise UserError(f"method {name!r} would not end, each step is 3 + 2 k passes: give at most {base}-{MOST_STEPS}")
+    return make(base, steps)

@@ -10,7 +10,7 @@ others read of it, then as now: there the perturbed activation is written into t
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -130,15 +130,21 @@ class BlockPoints:
         """
         x = sample.clone(memory_format=torch.preserve_format).requires_grad_()
         try:
-            with torch.enable_grad(), _uncompiled(), evaluating(network), frozen(network):
-                with self._active(_Pass([None] * len(self), None)):
-                    network(x)
-            self._refuse_calls(0)  # a training may call those that are not called here
+            self._try(network, x, evaluating)
+            if 0 in self._calls:
+                self._try(network, x, _trial_of_training)  # some submodules are called in a training only
+                self._refuse_calls(1)
+            self._refuse_calls(0)
         except UserError:
             self.remove()
             raise
         except Exception:  # whatever else is wrong is told by the real call
             return
+
+    def _try(self, network: nn.Module, x: Tensor, mode: Callable[[nn.Module], AbstractContextManager[None]]) -> None:
+        with torch.enable_grad(), _uncompiled(), frozen(network), mode(network):
+            with self._active(_Pass([None] * len(self), None)):
+                network(x)
 
     def keep_signs(self) -> None:
         """Let `torch.compile` trace the points, so that a pass is one graph.
@@ -239,7 +245,8 @@ class BlockPoints:
         if a is _NO_ARGUMENT:
             what = "keywords only"
         elif not isinstance(a, Tensor):
-            what = f"a {type(a).__name__}"
+            kind = type(a).__name__
+            what = f"a{'n' * (kind[0] in 'aeiou')} {kind}"
         elif not a.is_floating_point():
             what = f"{str(a.dtype).removeprefix('torch.')} numbers, which have no gradient"
         else:
@@ -289,6 +296,23 @@ class BlockPoints:
 def _is_relu(module: nn.Module, side: str) -> bool:
     # an own forward hook comes before the point; a ReLU of other, silent points (in a copy) keeps these
     return side == "output" and type(module) is nn.ReLU and not module.inplace and not module._forward_hooks
+
+
+@contextmanager
+def _trial_of_training(model: nn.Module) -> Iterator[None]:
+    """Within: all modules are in training mode. Buffers, modes and random states are as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {buffer.device for buffer, _ in buffers if buffer.is_cuda}
+    with torch.random.fork_rng(devices):
+        model.train()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """What a run shows while it trains: a bar, a line an epoch, TensorBoard."""
 
 import time
+from pathlib import Path
 from types import TracebackType
 
 import torch
 from tqdm import tqdm
 
 from apart_fast.runs.config import TrainConfig
-from apart_fast.runs.folder import RunFolder
 from apart_fast.step.apart import Apart
 from apart_fast.training.events import Events
 from apart_fast.training.readback import Readback
@@ -18,13 +18,14 @@ class Display:
     """A context manager: the file of TensorBoard's events is open as long as it.
 
     Args:
+        folder: of TensorBoard's events; None: there are none.
         steps: steps in an epoch.
         purge_step: of TensorBoard's events, those from this step on are written again.
     """
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, steps: int, purge_step: int):
+    def __init__(self, config: TrainConfig, folder: Path | None, steps: int, purge_step: int):
         self._config, self._steps = config, steps
-        self._events = Events(folder.path / "tensorboard", purge_step)
+        self._events = Events(folder, purge_step)
 
     def __enter__(self) -> "Display":
         return self

@@ -22,13 +22,15 @@ class Events:
     """Adds scalars to a new file of events.
 
     Args:
-        folder: where it lies, made if need be.
+        folder: where it lies, made if need be; None: there is no file.
         purge_step: events of earlier files are forgotten from this step on.
     """
 
-    def __init__(self, folder: Path, purge_step: int):
+    def __init__(self, folder: Path | None, purge_step: int):
         self._records: RecordWriter | None = None
         self._flushed = time.monotonic()
+        if folder is None:
+            return
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{time.time_ns() % 10**9}"
         try:
             folder.mkdir(exist_ok=True)

@@ -64,7 +64,7 @@ class GraphedStep:
         self.fails = False
 
     def __call__(self, batch: Batch) -> None:
-        if len(batch) != self._batch_size or self.fails:
+        if batch.together != self._batch_size or self.fails:
             self._step(batch)
             return
         if self._static is None:
@@ -140,7 +140,7 @@ class CompiledStep:
         if self.fault is not None:
             self._advance(batch)
             return
-        whole = len(batch) == self._batch_size
+        whole = batch.together == self._batch_size
         if whole and self._done == 0 and self._points is not None:
             self._points.keep_signs()  # not earlier: a resumed run may begin with an odd batch, whose signs do not fit
         began = time.perf_counter()

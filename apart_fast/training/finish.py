@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from apart_fast.loaders import subset
+from apart_fast.parallel.world import World
 from apart_fast.report import pictures
 from apart_fast.report.sparing import sparing
 from apart_fast.report.write import write_report
@@ -24,14 +25,16 @@ def finish(
     collapse: CollapseWatch,
     judge: Judge,
     classes: list[str],
+    us: World,
 ) -> dict:
     """Judge the weights of a run that has ended and write everything that is left to write; returns the summary.
 
-    A picture or page that fails is left out, and a line says so.
+    All ranks judge; rank 0 alone writes. A picture or page that fails is left out, and a line says so.
 
     Raises:
         UserError: full disk.
     """
+    us.meet()  # rank 0 has written best.pt
     if not folder.best.is_file():  # lost after its epoch
         progress.best_epoch, progress.best_by = config.epochs, "default, as best.pt was lost"
     records = folder.metrics()
@@ -46,12 +49,15 @@ def finish(
         "final": records[-1] if records else {},
         "parameters": sum(p.numel() for p in parts.model.parameters()),
         "memory_bytes": parts.apart.memory.nbytes if parts.apart.memory is not None else 0,
+        **({"ranks": us.size} if us.size > 1 else {}),
     }
     if parts.device.type == "cuda":
         progress.note_peak(parts.device)
         summary["peak_gpu_bytes"] = progress.peak_gpu_bytes
     if config.test:
         summary["test"] = _test(config, folder, parts, progress, judge)
+    if not us.first:
+        return summary
     folder.write("summary.json", summary)
     with sparing("curves.png"):
         pictures.curves({parts.apart.method.name: records}, folder.path / "curves.png")

@@ -1,8 +1,13 @@
 """What a run keeps while it trains, and when: last.pt, best.pt and the weights of some epochs."""
 
+import secrets
 import time
+from collections import deque
+from pathlib import Path
 from types import TracebackType
 
+from apart_fast.parallel.world import World
+from apart_fast.runs import checkpoint, shards
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.training.saver import Saver
@@ -11,7 +16,7 @@ from apart_fast.training.state import Progress, TrainingState
 
 SHARE = 0.02  # of the training, at most, is spent on last.pt
 WITHIN = 120.0  # seconds of training from which on an epoch does not only end with a checkpoint
-LAST, BEST, WEIGHTS = "last", "best", "weights"
+LAST, BEST, WEIGHTS, RANK = "last", "best", "weights", "rank"
 
 
 class Keeper:
@@ -20,10 +25,18 @@ class Keeper:
     With `--checkpoint-every` last.pt is written after so many epochs. Otherwise time decides: after an epoch when the
     last one has cost less than `SHARE` of the time since, and within an epoch when that time is two minutes besides.
     Nothing is due while the last one is still being written.
+
+    Of several processes each keeps what is its own (`apart_fast.runs.shards`), and rank 0 the rest; all of them call
+    everything but `due_within_epoch` at the same steps.
     """
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, parts: Parts, state: TrainingState):
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, parts: Parts, state: TrainingState, us: World | None = None
+    ):
         self._config, self._folder, self._parts, self._state = config, folder, parts, state
+        self._us = us or World()
+        self._kept: deque[str] = deque(maxlen=2)  # names of what the ranks keep, for last.pt and the one before it
+        self._run = self._us.of_first(lambda: secrets.token_hex(4))  # what a killed one has left has other names
         self._saver = Saver()
         self._since = time.perf_counter()
 
@@ -48,7 +61,7 @@ class Keeper:
 
     def best(self, epoch: int) -> None:
         """Keep the weights after `epoch` (from 1) as the best so far."""
-        self._saver.save(BEST, self._folder.best, lambda: self._state.weights(self._parts.judged_model, epoch))
+        self._weights(BEST, self._folder.best, epoch)
 
     def after_epoch(self, epoch: int, stopping: bool) -> None:
         """Keep what is due after `epoch` (from 1); all of it when the run is `stopping`.
@@ -58,10 +71,9 @@ class Keeper:
         """
         config = self._config
         if config.keep_weights and epoch % config.keep_weights == 0:
-            path = self._folder.weights(epoch)
-            self._saver.save(WEIGHTS, path, lambda: self._state.weights(self._parts.judged_model, epoch))
+            self._weights(WEIGHTS, self._folder.weights(epoch), epoch)
         every = config.checkpoint_every
-        due = self._due(0.0) if every is None else epoch % every == 0
+        due = self._us.of_first(lambda: self._due(0.0)) if every is None else epoch % every == 0
         if due or stopping or epoch == config.epochs:
             self._save()
 
@@ -81,6 +93,33 @@ class Keeper:
         passed = time.perf_counter() - self._since
         return passed >= max(least, self._saver.cost(LAST) / SHARE) and not self._saver.busy(LAST)
 
+    def _weights(self, kind: str, path: Path, epoch: int) -> None:
+        weights = self._state.weights(self._parts.judged_model, epoch)  # asks all ranks
+        if self._us.first:
+            self._saver.save(kind, path, lambda: weights)
+
     def _save(self, progress: Progress | None = None) -> None:
-        self._saver.save(LAST, self._folder.last, lambda: self._state.contents(progress))
+        folder, us = self._folder.path, self._us
+        if us.size == 1:
+            self._saver.save(LAST, self._folder.last, lambda: self._state.contents(progress))
+        else:
+            state = self._state.contents(progress)  # asks all ranks
+            at = progress or self._state.progress
+            name = f"{at.epoch:04d}-{at.step:06d}-{self._run}"
+            self._saver.save(RANK, shards.path_of(folder, name, us.rank), self._state.of_rank, shards.save)
+            if us.first:
+                state["ranks"] = {"name": name, "size": us.size, "total": len(self._parts.splits.train)}
+                self._kept.append(name)
+                kept = set(self._kept)
+
+                def write(path: Path, state: dict) -> None:
+                    shards.wait_for(folder, name, us.size)
+                    checkpoint.save(path, state)
+                    shards.remove_others(folder, kept)
+
+                self._saver.save(LAST, self._folder.last, lambda: state, write)
         self._since = time.perf_counter()
+
+    def went_on_from(self, record: dict) -> None:
+        """Leave what the ranks have written for the checkpoint that says `record` until it is the last but one."""
+        self._kept.append(record["name"])

@@ -10,49 +10,72 @@ from apart_fast.device import keep_freed_memory, pick_device
 from apart_fast.errors import Interrupted, Stopped, UserError
 from apart_fast.loaders import Dataset, load_dataset
 from apart_fast.measure import profiling
+from apart_fast.parallel.world import World
 from apart_fast.process.owning import without_trace
 from apart_fast.runs import checkpoint
 from apart_fast.runs.begin import begin
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
+from apart_fast.runs.shards import whole
 from apart_fast.training.algorithms import algorithms
 from apart_fast.training.trainer import Trainer
 
 
-def train(config: TrainConfig) -> tuple[dict, Path]:
-    """Train as configured, or go on with `config.resume`; returns (summary, run folder). With `config.profile`:
-    only measure, and return an empty summary.
+def train(asked: TrainConfig, us: World | None = None) -> tuple[dict, Path]:
+    """Train as configured, or go on with `resume`; returns (summary, run folder). With `profile`: only measure, and
+    return an empty summary.
+
+    Args:
+        us: this process among those of the training, in each of which it is called; None: there are no others.
 
     Raises:
         UserError, Stopped: see `Trainer.run`.
     """
-    state, asked = None, config
-    folder, config = begin(config)
+    us, state = us or World(), None
+    folder, config, resumed = us.of_first(lambda: begin(asked))
     newest = folder.last
     with ExitStack() as stack:
         stack.enter_context(_told_how_to_go_on(folder))
-        if asked.resume is not None:
-            stack.enter_context(folder.owned())
-            folder.complete()
-            state, newest = checkpoint.load_last(folder)
+        if resumed:
+            with us.first_alone("owning"):
+                if us.first:
+                    stack.enter_context(folder.owned())
+                    folder.complete()
+            state, newest = _load_last(folder, us)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        device = pick_device(config.device)
+        device = pick_device(us.device(config.device))
         if device.type == "cpu":
             keep_freed_memory()
         stack.enter_context(algorithms(device, deterministic=config.deterministic))
         stack.enter_context(without_trace(folder.path))  # omega's file may lie there first
-        trainer = Trainer(config, folder, _load(config, asked), state)
+        with us.first_alone("loading"):
+            data = _load(config, asked)
+        trainer = Trainer(config, folder, data, state, us)
         state = None  # its omega would stay in memory
-        if asked.resume is None:
+        us.meet()
+        if us.first and not resumed:
             stack.enter_context(folder.owned())
             folder.create(config)  # last: what cannot run leaves no folder
-        else:
+        elif us.first:
             folder.put_last(newest)
         if config.profile:
             profiling.run(trainer)
             return {}, folder.path
         return trainer.run(), folder.path
+
+
+def _load_last(folder: RunFolder, us: World) -> tuple[dict | None, Path]:
+    """The newest checkpoint that is whole, the same on all ranks, and its file."""
+    mine: list[dict | None] = []
+
+    def find() -> tuple[bool, Path]:
+        state, newest = checkpoint.load_last(folder, whole)
+        mine.append(state)
+        return state is not None, newest
+
+    there, newest = us.of_first(find)
+    return (mine[0] if mine else checkpoint.load(newest) if there else None), newest
 
 
 def _load(config: TrainConfig, asked: TrainConfig) -> Dataset:

@@ -1,12 +1,14 @@
 """Checkpoints are written by a thread beside the steps, from a copy in host memory."""
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 from apart_fast.runs import checkpoint
 from apart_fast.training.snapshot import HostCopy
+
+Write = Callable[[Path, dict], None]
 
 
 class Saver:
@@ -23,11 +25,12 @@ class Saver:
         self._held: dict[str, float] = {}
         self._worked: dict[str, float] = {}
 
-    def save(self, kind: str, path: str | os.PathLike, collect: Callable[[], dict]) -> None:
+    def save(self, kind: str, path: Path, collect: Callable[[], dict], write: Write | None = None) -> None:
         """Have the state that `collect` gives now written to `path`.
 
         Args:
             kind: files of one kind hold the same tensors.
+            write: what writes it; None: `checkpoint.save`.
 
         Raises:
             UserError: no space left or no right to write, found now or by an earlier write.
@@ -41,16 +44,16 @@ class Saver:
         copied = copy.take(state)
         if copied is None:
             self.wait()
-            checkpoint.save(path, state)
+            (write or checkpoint.save)(path, state)
             self._worked[kind] = 0.0
         else:
-            self._pending[kind] = self._writer.submit(self._write, kind, path, copied, copy)
+            self._pending[kind] = self._writer.submit(self._write, kind, path, copied, copy, write)
         self._held[kind] = time.perf_counter() - began
 
-    def _write(self, kind: str, path: str | os.PathLike, state: dict, copy: HostCopy) -> None:
+    def _write(self, kind: str, path: Path, state: dict, copy: HostCopy, write: Write | None) -> None:
         began = time.thread_time()
         copy.wait_arrived()
-        checkpoint.save(path, state)
+        (write or checkpoint.save)(path, state)
         self._worked[kind] = time.thread_time() - began
 
     def busy(self, kind: str) -> bool:

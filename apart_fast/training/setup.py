@@ -14,13 +14,18 @@ from apart_fast.errors import UserError
 from apart_fast.kernels.verify import replace_wrong_kernels
 from apart_fast.loaders import Dataset, Loader, Split, fingerprint, make_loader, subset, take_validation
 from apart_fast.loaders.datasets.statistics import channel_statistics
+from apart_fast.loaders.plan import share_of
 from apart_fast.models import build_model
 from apart_fast.models.channels_last import any_layout
+from apart_fast.parallel.agreement import FLAGS
+from apart_fast.parallel.exchange import Exchange
+from apart_fast.parallel.world import World
 from apart_fast.precision import has_bfloat16
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.step.apart import Apart
 from apart_fast.step.optimizer import SGD
+from apart_fast.step.ranks import Ranks
 from apart_fast.training.average import WeightAverage
 from apart_fast.training.schedule import Triangle, scaled_eta
 
@@ -45,6 +50,7 @@ class Parts:
         description: arguments of `build_model`, kept in checkpoints.
         data_key: fingerprint of the training images: omega belongs to them.
         scaler: of the loss, for float16, else None.
+        exchange: of gradients between the ranks, or None.
         average: of the weights, or None.
         triangle: of learning rates and momentum, over steps.
         eta: peak learning rate of the step sizes.
@@ -60,6 +66,7 @@ class Parts:
     optimizer: SGD
     scaler: torch.amp.GradScaler | None
     average: WeightAverage | None
+    exchange: Exchange | None
     triangle: Triangle
     eta: float
 
@@ -69,13 +76,16 @@ class Parts:
         return self.model if self.average is None else self.average.model
 
 
-def build(config: TrainConfig, folder: RunFolder, data: Dataset) -> Parts:
+def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World) -> Parts:
     """Everything of a new run at its start; sets torch's seed.
+
+    Args:
+        us: this process among those of the training, each of which has a part of the images.
 
     Raises:
         UserError: bad settings or data (one line says what to do).
     """
-    device = pick_device(config.device)
+    device = pick_device(us.device(config.device))
     kernels.use(config.kernels, device)
     if device.type == "cuda":
         replace_wrong_kernels(device, tqdm.write)
@@ -87,21 +97,31 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset) -> Parts:
     torch.manual_seed(config.seed)
     description = describe_model(config, splits.train, data.classes)
     model = build_model(**description).to(device).to(memory_format=torch.channels_last)
-    loader = make_loader(
-        config.loader_kind,
-        splits.train,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        device=device,
-        padding=config.padding,
-        flip=data.flip if config.flip is None else config.flip,
-        workers=config.workers,
-        progress=config.progress,
-    )
-    check_last_batch(model, loader.num_examples, config.batch_size, splits.train)
+    if config.sync_bn:
+        model = synchronised(model, device, us)
+    with us.first_alone("loader"):  # FFCV's file is written once
+        loader = make_loader(
+            config.loader_kind,
+            splits.train,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            device=device,
+            padding=config.padding,
+            flip=data.flip if config.flip is None else config.flip,
+            rank=us.rank,
+            world_size=us.size,
+            workers=config.workers,
+            progress=config.progress and us.first,
+        )
+    check_last_batch(model, config.batch_size, splits.train, us)
     scaler = torch.amp.GradScaler(device.type) if amp == torch.float16 else None
     cycle = min(config.cycle, config.epochs) * len(loader)
     eta = scaled_eta(config.eta, cycle)
+    exchange = us.exchange(FLAGS)
+    ranks = None
+    if exchange is not None:
+        ranks = Ranks(exchange, torch.from_numpy(loader.shard), len(splits.train))
+        torch.manual_seed(config.seed + us.rank)  # dropout of its own on each rank, of a network that is the same
     apart = Apart(
         model,
         loader.num_examples,
@@ -119,6 +139,7 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset) -> Parts:
         omega_device=config.omega_device,
         omega_folder=folder.path,
         seed=config.seed,
+        ranks=ranks,
     )
     optimizer = SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     average = WeightAverage(model, config.ema) if config.ema else None
@@ -135,6 +156,7 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset) -> Parts:
         optimizer=optimizer,
         scaler=scaler,
         average=average,
+        exchange=exchange,
         triangle=Triangle(cycle),
         eta=eta,
     )
@@ -165,13 +187,27 @@ def describe_model(config: TrainConfig, train: Split, classes: list[str]) -> dic
     }
 
 
-def check_last_batch(model: nn.Module, num_examples: int, batch_size: int, train: Split) -> None:
-    """Refuse an epoch that ends with a batch of one image, where the network's BatchNorm would need two.
+def synchronised(model: nn.Module, device: torch.device, us: World) -> nn.Module:
+    """The model with BatchNorm layers that take the statistics of all ranks' images.
 
     Raises:
-        UserError: it does.
+        UserError: on a CPU, where torch has none.
     """
-    if (num_examples - 1) % batch_size:
+    if device.type != "cuda":
+        raise UserError("--sync-bn needs GPUs: leave it out, and each process takes its own statistics")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if us.size > 1 else model
+
+
+def check_last_batch(model: nn.Module, batch_size: int, train: Split, us: World) -> None:
+    """Refuse an epoch with a batch of one image, where the network's BatchNorm would need two.
+
+    Raises:
+        UserError: it has one.
+    """
+    parts = [
+        share_of(images, rank, us.size) for images in (batch_size, len(train) % batch_size) for rank in range(us.size)
+    ]
+    if 1 not in parts:
         return
     image = train.take(np.arange(1)).images.to(next(model.parameters()).device).permute(0, 3, 1, 2).float() / 255
     trial = any_layout(copy.deepcopy(model), image).train()
@@ -179,7 +215,8 @@ def check_last_batch(model: nn.Module, num_examples: int, batch_size: int, train
         with torch.no_grad():
             trial(image)
     except ValueError as error:
+        alone = f"does not divide {len(train) - 1}" if us.size == 1 else f"leaves no process of {us.size} one image"
         raise UserError(
             f"the last batch of an epoch has one image, and this network needs two ({error}): "
-            f"choose a --batch-size that does not divide {num_examples - 1}"
+            f"choose a --batch-size that {alone}, of {len(train)}"
         ) from error

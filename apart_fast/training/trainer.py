@@ -9,6 +9,8 @@ import torch
 from apart_fast.errors import Stopped, UserError
 from apart_fast.loaders import Batch, Dataset
 from apart_fast.measure.energy import EnergyMeter
+from apart_fast.parallel.agreement import Agreement
+from apart_fast.parallel.world import World
 from apart_fast.process.stopping import NOTE, StopSignals
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
@@ -32,6 +34,7 @@ class Trainer:
         folder: where the run is recorded.
         data: the data set.
         state: a checkpoint of the same run to go on from.
+        us: this process among those of the training; rank 0 alone writes and shows.
 
     Attributes:
         parts: what is trained (see `Parts`); `model`, `apart`, `loader`, `optimizer`, ... are its own.
@@ -42,9 +45,17 @@ class Trainer:
         UserError: bad settings, data or checkpoint (one line says what to do).
     """
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, data: Dataset, state: dict | None = None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        data: Dataset,
+        state: dict | None = None,
+        us: World | None = None,
+    ):
         self.config, self.folder, self.classes = config, folder, data.classes
-        self.parts = parts = build(config, folder, data)
+        self.us = us = us or World()
+        self.parts = parts = build(config, folder, data, us)
         self.device, self.description = parts.device, parts.description
         self.model, self.apart, self.loader = parts.model, parts.apart, parts.loader
         self.optimizer, self.scaler, self.average = parts.optimizer, parts.scaler, parts.average
@@ -55,6 +66,7 @@ class Trainer:
             graphed=wants_graph(config.graph, parts.device),
             compiled=config.compile,
         )
+        self.agreement = Agreement(parts.exchange, parts.device)
         self.progress, self.collapse, self.totals = Progress(), CollapseWatch(), Totals(parts.device)
         about = {
             "description": parts.description,
@@ -62,14 +74,16 @@ class Trainer:
             "dataset": config.dataset,
             "method": parts.apart.method.name,
         }
-        self.state = TrainingState(folder, about, parts, self.progress, self.collapse, self.totals)
-        self.keeper = Keeper(config, folder, parts, self.state)
-        self.judge = Judge(config, parts, config.compile)
+        self.state = TrainingState(folder, about, parts, self.progress, self.collapse, self.totals, us)
+        self.keeper = Keeper(config, folder, parts, self.state, us)
+        self.judge = Judge(config, parts, config.compile, us)
         self.watch = EpochWatch(config, parts, self.judge, self.collapse, self.progress, self.keeper.best)
         self.energy = EnergyMeter(parts.device)
         self.signals = StopSignals(NOTE)
         if state is not None:
             self.state.restore(state)
+            if "ranks" in state:
+                self.keeper.went_on_from(state["ranks"])
 
     # ---- the loop
 
@@ -81,28 +95,31 @@ class Trainer:
             Stopped: a stop signal, after a checkpoint was written.
         """
         config, progress = self.config, self.progress
-        self.folder.forget_after(progress.epoch)
+        if self.us.first:
+            self.folder.forget_after(progress.epoch)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)  # a process may hold several runs, one after the other
         with ExitStack() as stack:
             stack.enter_context(self.signals)
             stack.enter_context(self.keeper)
             stack.callback(self.loader.close)
-            display = stack.enter_context(Display(config, self.folder, len(self.loader), self.global_step))
+            events = self.folder.path / "tensorboard" if self.us.first else None
+            display = stack.enter_context(Display(config, events, len(self.loader), self.global_step))
             while progress.epoch < config.epochs:
                 record, seconds = self._train_epoch(display)
                 record |= self.watch(record["epoch"])
                 progress.next_epoch(seconds)
                 self.totals.clear()
-                self.folder.append(record)
+                if self.us.first:
+                    self.folder.append(record)
                 display.epoch(record, self.global_step)
-                stopping = self.signals.received is not None  # a signal from now on ends the run in the next epoch
+                stopping = self._stopping()  # a signal from now on ends the run in the next epoch
                 self.keeper.after_epoch(record["epoch"], stopping)
                 if stopping:
                     self._stop()
-        if self.signals.received is not None:
+        if self._stopping():
             self._stop()
-        return finish(config, self.folder, self.parts, progress, self.collapse, self.judge, self.classes)
+        return finish(config, self.folder, self.parts, progress, self.collapse, self.judge, self.classes, self.us)
 
     @property
     def global_step(self) -> int:
@@ -122,8 +139,10 @@ class Trainer:
                 progress.step += 1
                 if (sums := bar.step(progress.step, self.totals, self.apart)) is not None:
                     self._check_loss(sums[0])
-                stopping = self.signals.received is not None
-                if progress.step < steps and (stopping or self.keeper.due_within_epoch()):
+                stopping, due = self.agreement.after_step(
+                    self.signals.received is not None, self.us.first and self.keeper.due_within_epoch()
+                )
+                if progress.step < steps and (stopping or due):
                     self._check_loss(self.totals.loss.item())  # NaN must not replace a good checkpoint
                     self.keeper.within_epoch(progress.paused(time.perf_counter() - began, self.energy.read()))
                     if stopping:
@@ -132,13 +151,15 @@ class Trainer:
         seconds = time.perf_counter() - began
         self._check_loss(sums[0])
         joules = self.energy.read()
+        if joules is not None:
+            (joules,) = self.us.sum([joules])
         record = {
             "epoch": epoch + 1,
             **means(sums),
             **self._step_sizes(),
             "seconds": progress.epoch_seconds + seconds,
             **({} if joules is None else {"joules": progress.epoch_joules + joules}),
-            "images_per_second": (progress.step - first) / steps * self.loader.num_examples / seconds,
+            "images_per_second": (progress.step - first) / steps * len(self.loader.split) / seconds,
         }
         return record, seconds
 
@@ -159,7 +180,10 @@ class Trainer:
         """The device's part of a step: nothing here depends on the host, so that a CUDA graph can hold it."""
         with span(spans.OPTIMIZER):
             self.optimizer.zero_grad(set_to_none=True)
-        result = self.apart.step_crops(batch.images, batch.labels, batch.crops)
+        if len(batch):
+            result = self.apart.step_crops(batch.images, batch.labels, batch.crops, batch.together)
+        else:
+            result = self.apart.step_without_images(batch.together)
         with span(spans.OPTIMIZER):
             if self.scaler is None:
                 self.optimizer.step()
@@ -168,7 +192,7 @@ class Trainer:
                 self.scaler.update()
             if self.average is not None:
                 self.average.update()
-        self.totals.add(result, len(batch))
+        self.totals.add(result, batch.together)
 
     def _step_sizes(self) -> dict:
         if not self.apart.method.learned:
@@ -183,7 +207,11 @@ class Trainer:
                 f"an earlier checkpoint in {self.folder.path} stays"
             )
 
+    def _stopping(self) -> bool:
+        """Whether any rank was asked to stop."""
+        return self.us.most(self.signals.received or 0) > 0
+
     def _stop(self) -> None:
-        assert self.signals.received is not None
+        signum = self.us.most(self.signals.received or 0)
         self.keeper.wait()  # a run that could not be gone on with says so instead
-        raise Stopped(self.signals.received, self.folder.path)
+        raise Stopped(signum, self.folder.path)

@@ -1,6 +1,7 @@
 """What is watched after each epoch: a cheap probe for collapse, validation, and the best weights so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -9,6 +10,8 @@ from tqdm import tqdm
 
 from apart_fast.evaluation.judge import Evaluator, Report
 from apart_fast.loaders import Split
+from apart_fast.models.modes import running
+from apart_fast.parallel.world import World
 from apart_fast.runs.config import TrainConfig
 from apart_fast.training.execution import plain_model
 from apart_fast.training.setup import Parts
@@ -50,8 +53,8 @@ class Judge:
     training, so that what fits there fits here.
     """
 
-    def __init__(self, config: TrainConfig, parts: Parts, compiled: bool):
-        self._config, self._parts, self._compiled = config, parts, compiled
+    def __init__(self, config: TrainConfig, parts: Parts, compiled: bool, us: World | None = None):
+        self._config, self._parts, self._compiled, self._us = config, parts, compiled, us or World()
         self._evaluator: Evaluator | None = None
         self._amp: torch.dtype | None = None  # of the evaluator
         self.eps = parse_eps(config.eval_eps)
@@ -59,7 +62,10 @@ class Judge:
     def __call__(
         self, split: Split, attacks: tuple[str, ...], amp: torch.dtype | None, progress: bool = False
     ) -> Report:
-        """Judge on `split`; `amp`: of the search for adversarial images; `progress`: with a bar."""
+        """Judge on `split`; `amp`: of the search for adversarial images; `progress`: with a bar.
+
+        Several ranks each judge a part of the images, with the means of their running statistics.
+        """
         if self._evaluator is None or amp != self._amp:
             self._evaluator, self._amp = None, amp  # the memory of its graphs first
             self._evaluator = Evaluator(
@@ -71,8 +77,21 @@ class Judge:
                 amp=amp,
                 calls=self._config.epochs,
             )
-        with plain_model(self._compiled):
-            return self._evaluator(split.images, split.labels, attacks, progress=progress and self._config.progress)
+        progress = progress and self._config.progress and self._us.first
+        with plain_model(self._compiled), self._mean_statistics():
+            return self._evaluator(split.images, split.labels, attacks, progress=progress, us=self._us)
+
+    @contextmanager
+    def _mean_statistics(self) -> Iterator[None]:
+        mine = running(self._parts.judged_model) if self._us.size > 1 else {}
+        before = {name: buffer.clone() for name, buffer in mine.items()}
+        for name, mean in self._us.means(before).items():
+            mine[name].copy_(mean)
+        try:
+            yield
+        finally:
+            for name, buffer in before.items():
+                mine[name].copy_(buffer)
 
 
 class Best(Protocol):

@@ -73,3 +73,16 @@ class Reshaping(Linear):
     def forward(self, x):
         x = self.conv(x)
         return self.linear(x.view(x.size(0), -1).view(x.size(0), 3, -1).transpose(1, 2).reshape(x.size(0), -1))
+
+
+class Hiding(Linear):
+    """A `Linear` whose gradient is `nan`, or as `round` zero because its pixels are rounded."""
+
+    def __init__(self, how, classes=2):
+        super().__init__(classes)
+        self.how = how
+
+    def forward(self, x):
+        if self.how == "round":
+            return super().forward((x * 255).round() / 255)
+        return super().forward(x) + (x * 0).sum((1, 2, 3)).sqrt()[:, None]

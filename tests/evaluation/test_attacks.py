@@ -179,8 +179,8 @@ def test_progress_ends_at_the_promised_number(restarts):
     ticks = []
     settings = {"eps": EPS, "step": EPS / 4, "steps": 4, "restarts": restarts, "batch_size": 16}
     seeds = attacks.draw_seeds(50, torch.Generator().manual_seed(0))
-    _, fooled = attacks.search(model, x, labels, seeds=seeds, progress=ticks.append, **settings)
-    assert 0 < fooled.sum() < 50
+    found = attacks.search(model, x, labels, seeds=seeds, progress=ticks.append, **settings)
+    assert 0 < found.fooled.sum() < 50 and not found.blind.any()
     assert sum(ticks) == 50 * 4 * restarts
 
 
@@ -238,10 +238,16 @@ def test_pgd_on_a_single_image_and_none():
         ({"images": torch.full((2, *SIZE), 200.0)}, "must lie in"),
         ({"images": torch.full((2, *SIZE), float("nan"))}, "must lie in"),
         ({"eps": -0.1}, "eps and step"),
+        ({"eps": float("inf")}, "eps and step"),
         ({"step": float("nan")}, "eps and step"),
-        ({"steps": 0}, "at least 1 step"),
-        ({"restarts": 0}, "1 restart"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 2.0}, "steps must be .* an integer"),
+        ({"restarts": 0}, "restarts must be at least 1"),
         ({"batch_size": 0}, "batch size"),
+        ({"labels": torch.zeros(2, dtype=torch.bool)}, "integer labels, got torch.bool"),
+        ({"labels": torch.zeros(3, dtype=torch.long)}, "2 images need as many integer labels"),
+        ({"labels": torch.tensor([0, 2])}, "labels go from 0 to 2"),
+        ({"labels": torch.tensor([0, -100])}, "labels go from -100"),
         ({"restarts": 2, "random_start": False}, "all the same"),
     ],
 )

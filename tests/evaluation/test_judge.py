@@ -1,15 +1,20 @@
 """`evaluate` against a linear model whose worst case in the ball is known in closed form, and what it refuses."""
 
 import json
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from apart_fast.errors import UserError
-from apart_fast.evaluation import attacks, judge
-from apart_fast.evaluation.judge import Evaluator, describe, evaluate, parse_attack, wilson
+from apart_fast.evaluation import attacks, jobs, judge
+from apart_fast.evaluation.judge import Evaluator, describe, evaluate, wilson
+from apart_fast.evaluation.names import parse_attack
+from apart_fast.evaluation.pace import Pace, spoken
 from apart_fast.models import build_model
+from apart_fast.runs.config import EvaluateConfig
 from tests.evaluation.networks import EPS, Bumpy, Linear, Reshaping, data, worst_case
 
 
@@ -64,7 +69,7 @@ def test_evaluate_in_parts_is_evaluate_at_once(monkeypatch):
         labels = model(images.permute(0, 3, 1, 2) / 255).argmax(1)
     settings = {"eps": 0.004, "attacks": ["clean", "fgsm", "pgd-3"], "batch_size": 8, "restarts": 2, "progress": False}
     whole = evaluate(model, images, labels, **settings)
-    monkeypatch.setattr("apart_fast.evaluation.judge._CHUNK_VALUES", 8 * 8 * 3 * 20)
+    monkeypatch.setattr("apart_fast.evaluation.jobs._CHUNK_VALUES", 8 * 8 * 3 * 20)
     parts = evaluate(model, images, labels, **settings)
     assert [r.correct for r in whole.attacks.values()] == [r.correct for r in parts.attacks.values()]
     assert whole.attacks["pgd-3"].correct < whole.attacks["clean"].correct
@@ -131,7 +136,7 @@ def counted(monkeypatch):
     fakes = {"capture": capture, "_capture_stream": lambda device: None, "_make_step": make}
     for name, fake in fakes.items():
         monkeypatch.setattr(attacks, name, fake)
-    count("folds", judge, "Folded")
+    count("folds", jobs, "Folded")
     count("looks", judge, "any_layout")
     return counts
 
@@ -258,13 +263,26 @@ def test_bfloat16_attack_is_judged_in_float32():
     assert half.attacks["pgd-20"].correct >= worst_case(images, labels, EPS).sum()
 
 
-def test_nan_logits_are_wrong():
-    class Nan(nn.Module):
-        def forward(self, x):
-            return torch.full((len(x), 3), float("nan")) * x.mean()
+def test_nan_logits_are_wrong_and_said_to_be():
+    class Nan(Linear):
+        def __init__(self, every):
+            super().__init__()
+            self.every = every
 
-    report = evaluate(Nan(), *data(9), attacks=["clean", "pgd-2"], progress=False)
-    assert [result.correct for result in report.attacks.values()] == [0, 0]
+        def forward(self, x):
+            nan = torch.tensor(self.every) | (x.flatten(1)[:, 0] > 0.5)
+            return super().forward(x).masked_fill(nan[:, None] & torch.tensor([False, True]), float("nan"))
+
+    images, labels = data(40)
+    bad = images[:, 0, 0, 0] / 255 > 0.5
+    with pytest.warns(UserWarning, match=f"logits are NaN for {bad.sum()} of 40 images, which count as wrong"):
+        report = evaluate(Nan(False), images, labels, attacks=["clean"], progress=False)
+    plain = evaluate(Linear(), images[~bad], labels[~bad], attacks=["clean"], progress=False)
+    assert report.attacks["clean"].correct == plain.attacks["clean"].correct
+    assert json.loads(report.to_json())["logits_nan"] == bad.sum()
+    for attack in ("clean", "pgd-2"):
+        with pytest.raises(UserError, match="every image are NaN"):
+            evaluate(Nan(True), images, labels, attacks=[attack], progress=False)
 
 
 def test_eps_zero_changes_nothing():
@@ -310,6 +328,12 @@ def test_wilson_interval(correct, n, low, high):
         ("pgd-0", "number of steps"),
         ("pgd-x", "number of steps"),
         ("pgd--3", "number of steps"),
+        ("pgd-010", "number of steps"),
+        ("pgd-²", "number of steps"),
+        ("pgd-１０", "number of steps"),
+        ("pgd-1000000", "would not end: give at most pgd-100000"),
+        ("pgd-" + "9" * 5000, "would not end"),
+        (7, "unknown attack 7"),
         ("clean-3", "takes no number"),
         ("autoatack", "did you mean autoattack"),
         ("zzz", "known: clean"),
@@ -318,6 +342,25 @@ def test_wilson_interval(correct, n, low, high):
 def test_unknown_attacks(name, message):
     with pytest.raises(UserError, match=message):
         parse_attack(name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": -1}, "--seed -1 is out of range"),
+        ({"seed": 2**64}, "--seed 18446744073709551616 is out of range"),
+        ({"restarts": 0}, "--restarts 0 is too small"),
+        ({"batch_size": 0}, "--batch-size 0 is too small"),
+        ({"attacks": ("pgd-1000000",)}, "would not end"),
+        ({"attacks": ("pgd-１０",)}, "number of steps like pgd-20"),
+        ({"attacks": ("pgd-2000",), "restarts": 1000}, "2,000,000 steps for each image"),
+        ({"attacks": ()}, "no attack"),
+        ({"eps": "1e-400"}, "too small"),
+    ],
+)
+def test_the_command_refuses_before_it_loads_anything(settings, message):
+    with pytest.raises(UserError, match=message):
+        EvaluateConfig(Path("nowhere.pt"), **settings).check()
 
 
 IMAGES, LABELS = data(4)
@@ -330,10 +373,23 @@ IMAGES, LABELS = data(4)
         ({"images": IMAGES.permute(0, 3, 1, 2)}, "uint8 images"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "no images"),
         ({"labels": LABELS[:3]}, "integer labels"),
+        ({"images": IMAGES > 0}, "uint8 images"),
+        ({"images": IMAGES[:, :0]}, "no images"),
+        ({"images": IMAGES.numpy()}, "got a ndarray"),
         ({"labels": LABELS.float()}, "integer labels"),
+        ({"labels": LABELS.bool()}, "integer labels, got torch.bool"),
+        ({"labels": LABELS.tolist()}, "got a list"),
         ({"labels": LABELS + 1}, "labels go from"),
+        ({"labels": LABELS - 100}, "labels go from -100"),
         ({"batch_size": 0}, "batch size"),
+        ({"batch_size": 2.5}, "batch size"),
         ({"restarts": 0}, "restarts"),
+        ({"restarts": 10**6}, "20,000,000 steps for each image: give at most 100,000"),
+        ({"seed": -1}, "2\\^63"),
+        ({"seed": 2**64}, "2\\^63"),
+        ({"seed": 0.5}, "2\\^63"),
+        ({"attacks": []}, "no attack"),
+        ({"model": torch.relu}, "give a torch.nn.Module"),
         ({"amp": torch.float16}, "bfloat16"),
         ({"eps": 8}, "8/255"),
         ({"attacks": ["pdg-20"]}, "did you mean pgd"),
@@ -341,7 +397,7 @@ IMAGES, LABELS = data(4)
 )
 def test_evaluate_refuses_what_does_not_fit(changes, message):
     with pytest.raises(UserError, match=message):
-        evaluate(Linear(), **({"images": IMAGES, "labels": LABELS, "progress": False} | changes))
+        evaluate(**({"model": Linear(), "images": IMAGES, "labels": LABELS, "progress": False} | changes))
 
 
 def test_a_network_that_views_its_pixels_is_judged_as_one_that_does_not():
@@ -359,3 +415,22 @@ def test_nothing_is_asked_of_the_network_once_every_image_is_fooled():
         Reshaping(), IMAGES, 1 - Reshaping()(IMAGES.permute(0, 3, 1, 2).contiguous() / 255).argmax(1), **settings
     )
     assert [result.correct for result in wrong.attacks.values()] == [0, 0, 0]
+
+
+def test_an_attack_that_takes_long_says_how_long_once():
+    seconds = iter([0.0, 1.0, 6.0, 7.0])
+    pace = Pace("pgd-50", 1_000_000, clock=lambda: next(seconds))
+    pace(10)  # too early to tell
+    with pytest.warns(UserWarning, match="pgd-50 takes up to 3.5 days more"):
+        pace(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pace(10)
+        quick = Pace("pgd-50", 1000, clock=iter([0.0, 6.0]).__next__)
+        quick(500)
+    assert [spoken(s) for s in (1900, 3 * 3600, 40 * 3600, 86400 * 12)] == [
+        "32 minutes",
+        "3 hours",
+        "40 hours",
+        "12 days",
+    ]
