@@ -204,6 +204,29 @@ def test_points_that_are_none(points):
         Apart(Net(Block, True), 6, SHAPE, points=points)
 
 
+class OnlyInTraining(Net):
+    """A submodule that an evaluation never calls, and one that nobody does."""
+
+    def __init__(self):
+        super().__init__(Block, write=True)
+        self.noise, self.never = nn.Dropout(0.1), nn.Identity()
+
+    def forward(self, x):
+        x = self.blocks(self.stem(x))
+        return self.head((self.noise(x) if self.training else x).mean((2, 3)))
+
+
+def test_a_point_that_is_called_in_a_training_only_is_none_that_is_never_called():
+    model = OnlyInTraining()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    apart = Apart(model, 6, SHAPE, points=["noise:output"])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state) and all(m.training for m in model.modules())
+    apart.step(torch.zeros(6, *SHAPE, dtype=torch.uint8), torch.arange(6) % 4, torch.arange(6))
+    with pytest.raises(UserError, match="'never' was called 0 times"):
+        Apart(model, 6, SHAPE, points=["never"])
+
+
 def test_trying_the_points_leaves_the_model_as_it_was():
     torch.manual_seed(0)
     model = Net(Block, write=True)
