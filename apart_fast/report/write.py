@@ -28,10 +28,9 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     for folder in folders:
         for name in READ:
             _refuse_link(folder / name)
-    runs = read_runs(folders)
+    page = render(read_runs(folders)).encode(errors="replace")  # a folder's name may hold bytes that are no text
     check_output(out, PAGE)
-    # a folder's name may hold bytes that are no text
-    atomic_write(out, render(runs).encode(errors="replace"))
+    atomic_write(out, page)
     return out
 
 

@@ -103,8 +103,9 @@ def test_the_way_to_noise_and_the_paired_interval():
     noise = torch.tensor([1, 1, 1, 0], dtype=torch.bool)
     right = {f"noise-{i}": noise for i in range(5)}
     reference = {"own_fgsm": {"accuracy": 0.25}, "noise": {"accuracy": 0.75}}
-    counts = {"clean": 3, "pgd-20": 1}
+    counts = {"clean": 3, "pgd-20": 1, "no-gradient": 2}
     same = collapse._point(1, counts, noise, right, reference)
+    assert same["no_gradient"] == 2
     assert same["way_to_noise"] == 1 and same["above_noise"] == {"difference": 0, "low": 0, "high": 0}
     half = collapse._point(1, counts, torch.tensor([True, True, False, False]), right, reference)
     assert half["way_to_noise"] == 0.5 and half["above_noise"]["difference"] == -0.25
@@ -182,7 +183,7 @@ def test_other_weights_and_settings_are_not_taken_from_the_cache(config, runs, t
     assert after["runs"][0]["points"][0] == before["runs"][0]["points"][2] | {"epoch": 1}
     state = checkpoint.load(run / "weights" / "epoch-0002.pt")
     state.pop("format")
-    state["model"] = {name: value * 0.5 for name, value in state["model"].items()}
+    state["model"] = {name: (value * 0.5).to(value.dtype) for name, value in state["model"].items()}
     checkpoint.save(run / "weights" / "epoch-0002.pt", state)
     collapse.compute(config)
     assert len(judged) == 1

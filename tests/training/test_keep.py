@@ -137,7 +137,7 @@ def test_a_file_holds_what_was_there_when_it_was_asked_for(tmp_path, slow_disk):
     state["model"]["a"].zero_()
     slow_disk.go.set()
     saver.wait()
-    assert checkpoint.load(tmp_path / "last.pt")["model"]["a"].tolist() == [1, 2]
+    assert checkpoint.read(tmp_path / "last.pt")["model"]["a"].tolist() == [1, 2]
     assert not saver.busy("last") and saver.cost("last") > 0
     saver.close()
 
