@@ -10,7 +10,8 @@ from apart_fast.step.checks import check_inside, check_unique
 
 INITIAL_SCALE = 1e-3  # omega starts as 0.001 * N(0, 1)
 TWICE = "an example is in the batch twice: its row could remember only one of them"
-_CHUNK, _CHUNK_VALUES = 4096, 2**25  # rows, and values, drawn at a time: the store may be as large as the device allows
+_CHUNK = 4096  # rows drawn at a time: the store may be as large as the device allows
+_MOST, _LESS = 2**25, 2**22  # where so many rows have more values than this, fewer are drawn: so many values
 
 
 class Memory:
@@ -63,7 +64,8 @@ class Memory:
         total = len(contents) if total is None else total
         examples = torch.arange(total) if examples is None else examples.cpu()
         # torch's generator goes on where it was after multiples of 16 values, so that parts give the same as the whole
-        at_once = min(_CHUNK, max(16, _CHUNK_VALUES // contents[:1].numel() // 16 * 16))
+        size = contents[:1].numel()
+        at_once = _CHUNK if _CHUNK * size <= _MOST else max(16, _LESS // size // 16 * 16)
         for first in range(0, total, at_once):
             end = min(first + at_once, total)
             shape = (end - first, *contents.shape[1:])

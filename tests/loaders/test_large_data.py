@@ -421,8 +421,9 @@ def test_omega_is_drawn_in_parts_of_bounded_size(dtype, monkeypatch):
     drawn, real = [], torch.Tensor.normal_
     monkeypatch.setattr(torch.Tensor, "normal_", lambda t, **options: drawn.append(t.numel()) or real(t, **options))
     found = []
-    for values in (2**25, 20 * 75):
-        monkeypatch.setattr(omega, "_CHUNK_VALUES", values)
+    for most in (4096 * 75, 4096 * 75 - 1):
+        monkeypatch.setattr(omega, "_MOST", most)
+        monkeypatch.setattr(omega, "_LESS", 20 * 75)
         memory = omega.Memory(torch.zeros(90, 5, 5, 3, dtype=dtype))
         memory.reset(torch.Generator().manual_seed(3))
         found.append(memory.store)
