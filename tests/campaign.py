@@ -13,6 +13,7 @@ import collections
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -97,7 +98,9 @@ def tried(part: Part, case: Any, shop: Workshop, folder: Path, *, keep: bool) ->
     except Exception as error:  # of the campaign itself, or of a file that it could not read
         result = Result(OTHER, f"the campaign: {type(error).__name__}: {error}")
     if keep and result.outcome != OK:
-        shutil.copytree(folder, folder.with_name(case.name), symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(
+            folder, folder.with_name(re.sub(r"[^\w.-]+", "_", case.name)), symlinks=True, dirs_exist_ok=True
+        )
     return {"outcome": result.outcome, "detail": result.detail, "case": str(case), "counted": result.counted,
             "seconds": round(time.monotonic() - began, 2)}  # fmt: skip
 

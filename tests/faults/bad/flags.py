@@ -30,7 +30,7 @@ TRAIN = {  # flag -> values
                "pgd-99999999999999999999"),
     "model": ("", "resnet", LONG, "torchvision/", "timm/", "torchvision/x", "timm/x", "/x", "x/y/z",
               "torchvision/vgg16", "torchvision/inception_v3", "torchvision/vit_b_16"),
-    "points": ("*", "", "[", "layer9.*", "conv1:output:output", ":output", "linear:x"),
+    "points": ("", "[", "layer9.*", "conv1:output:output", ":output", "linear:x"),
     "device": ("", "abacus", "cpu:7", "cuda:99", "cuda:-1", "cpu:x", "meta", "mps", "xla", "hpu", "cuda:cuda"),
 }  # fmt: skip
 BATCH = {"batch-size": ("1000000", str(2**63), "97"), "val-images": ("96", "1000000"), "train-images": ("1", "97")}
@@ -156,7 +156,8 @@ MAYBE = {
     "a width of next to nothing": ("--width", "0.01"),
     "no padding": ("--padding", "0"),
     "padding beyond the image": ("--padding", "9"),
-    "points of everything": ("--points", "layer*"),
+    "points of everything": ("--method", "apart", "--points", "*"),
+    "points of every layer": ("--method", "apart", "--points", "layer*"),
     "profile": ("--profile",),
     "a cycle of a million": ("--cycle", "1000000"),
     "more test images than there are": ("--test-images", "100000"),
