@@ -52,10 +52,20 @@ class World:
         return self.rank == 0
 
     def of_first(self, find: Callable[[], T]) -> T:
-        """What `find` gives on rank 0, where alone it is called."""
-        box: list[Any] = [find() if self.first else None]
-        if self.size > 1:
-            dist.broadcast_object_list(box, src=0, group=self._host)
+        """What `find` gives on rank 0, where alone it is called.
+
+        Raises:
+            SaidElsewhere: it has failed there.
+        """
+        box: list[Any] = [None, False]
+        try:
+            if self.first:
+                box = [find(), True]
+        finally:
+            if self.size > 1:
+                dist.broadcast_object_list(box, src=0, group=self._host)
+        if not box[1]:
+            raise SaidElsewhere(2)
         return box[0]
 
     def sum(self, numbers: Sequence[N]) -> list[N]:

@@ -1,35 +1,17 @@
 """Two and three gloo ranks take the steps that one process takes."""
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from ranks_script import BATCH, METHODS, WORLDS, EachByItself, N, loader_of, trained
+from starting import start_ranks
 
 from apart_fast.kernels import Crops
 from apart_fast.loaders import Batch
 
 SCRIPT = Path(__file__).parent / "ranks_script.py"
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def start_ranks(world, command, **options):
-    """A process for each rank, as torchrun starts them."""
-    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    return [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r)}, **options)
-        for r in range(world)
-    ]
 
 
 @pytest.fixture(scope="module")
