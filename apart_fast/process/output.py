@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
@@ -31,6 +32,23 @@ def lasting_output() -> Iterator[None]:
             sys.stdout, sys.stderr = before
             output.settle()
             error.settle()
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """Within, what a user is warned of is one line, without the place in the code."""
+    before = warnings.formatwarning
+
+    def in_a_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None) -> str:
+        if category is not UserWarning:
+            return before(message, category, filename, lineno, line)
+        return f"warning: {' '.join(str(message).splitlines())}\n"
+
+    warnings.formatwarning = in_a_line  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 class LastingStream:

@@ -73,9 +73,9 @@ class StopSignals:
 
     def _unraisable(self, args: "sys.UnraisableHookArgs") -> None:
         if not isinstance(args.exc_value, Interrupted):
-            if self._hook_before is not None:
+            if self._next <= RAISE and self._hook_before is not None:
                 self._hook_before(args)
-            return
+            return  # objects that a signal left half made complain when they go
         self._next, self._last = RAISE, -math.inf
         again = threading.Timer(SOON, os.kill, (os.getpid(), args.exc_value.signum))
         again.daemon = True
