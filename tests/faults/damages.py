@@ -94,9 +94,16 @@ TARGETS = {  # what is damaged and what then reads it
     "best.pt, resumed": 8,
     "best.pt, analysed": 4,
     "kept weights, analysed": 8,
-    "decoded images": 10,
+    "decoded images": 9,
+    "note of the images": 2,
     "beton": 7,
     "note of the beton": 3,
+}
+DERIVED = {  # from the data, by the name of the target
+    "decoded images": "images-*[!n]",
+    "note of the images": "images-*.json",
+    "beton": "*.beton",
+    "note of the beton": "*.beton.json",
 }
 
 
@@ -121,7 +128,7 @@ def cases(seed: int, count: int) -> Iterator[Damage]:
 def run(case: Damage, shop: Workshop, folder: Path) -> Result:
     target, _, reader = case.target.partition(", ")
     counted = {"target": case.target, "way": case.way}
-    if target in ("decoded images", "beton", "note of the beton"):
+    if target in DERIVED:
         said = _derived(case, target, shop, folder)
     elif reader == "resumed":
         said = _resumed(case, target, shop, folder)
@@ -227,12 +234,11 @@ def _read(case: Damage, target: str, reader: str, shop: Workshop, folder: Path) 
 
 def _derived(case: Damage, target: str, shop: Workshop, folder: Path) -> str:
     """Files that the program keeps beside the data."""
-    kind, name = ("plain", "small") if target == "decoded images" else ("ffcv", "many")
+    kind, name = ("ffcv", "many") if "beton" in target else ("plain", "small")
     unbroken, data = shop.unbroken(kind), folder / "data"
     shutil.copytree(shop.data(name), data, copy_function=os.link, ignore=shutil.ignore_patterns(".apart_fast"))
     shutil.copytree(shop.data(name) / ".apart_fast", data / ".apart_fast")
-    pattern = {"decoded images": "images-*.npz", "beton": "*.beton", "note of the beton": "*.beton.json"}[target]
-    file = sorted((data / ".apart_fast").glob(pattern))[0]
+    file = sorted((data / ".apart_fast").glob(DERIVED[target]))[0]
     kept = hashlib.sha256(file.read_bytes()).hexdigest()
     damage(case, file)
     same = hashlib.sha256(file.read_bytes()).hexdigest() == kept

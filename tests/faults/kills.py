@@ -121,7 +121,7 @@ def run(case: Kill, shop: Workshop, folder: Path) -> Result:
 def _copy(data: Path, target: Path, *, cached: bool) -> Path:
     """The pictures as links, with or without what is derived from them (but the decoded images)."""
     shutil.copytree(data, target, copy_function=os.link, ignore=shutil.ignore_patterns(".apart_fast"))
-    for file in data.glob(".apart_fast/images-*.npz") if cached else ():
+    for file in data.glob(".apart_fast/images-*") if cached else ():
         (target / ".apart_fast").mkdir(exist_ok=True)
         shutil.copy2(file, target / ".apart_fast")
     return target

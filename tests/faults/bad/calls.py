@@ -104,7 +104,6 @@ CALLS: dict[str, Callable[[Things], object]] = {
     "method=None": lambda t: t.apart(method=None),
     "method=''": lambda t: t.apart(method=""),
     "method='pgd-0'": lambda t: t.apart(method="pgd-0"),
-    "points=['*']": lambda t: t.apart(points=["*"]),
     "points='1'": lambda t: t.apart(points="x"),
     "points=['9']": lambda t: t.apart(points=["9"]),
     "points=[1]": lambda t: t.apart(points=[1]),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from faults.bad.site import EITHER, REFUSED, Input, Site, Words, loop, pipe
+from faults.contents import difference
 from faults.workshop import draw
 from PIL import Image
 
@@ -141,39 +142,42 @@ CACHED: dict[str, Callable[[Path], object]] = {  # what lies where decoded image
 }
 
 
-def _cache(content: Callable[[Path], object], site: Site) -> Words:
+def _cache(content: Callable[[Path, np.ndarray], object], site: Site) -> Words:
     """A good folder whose file of decoded images is replaced."""
     data = site.pictures()
     site.shop.launcher.run("train.py", site.train(data=data, out=site.folder / "first")[1:], site.folder)
-    (file,) = (data / ".apart_fast").glob("images-*.npz")
-    with np.load(file) as known:
-        arrays = dict(known)
+    (file,) = (data / ".apart_fast").glob("images-*[!n]")
+    known = np.load(file)
     file.unlink()
-    content(file) if content.__code__.co_argcount == 1 else content(file, arrays)  # type: ignore[call-arg]
+    content(file, known)
     return site.train(data=data)
 
 
-def _short(file: Path, arrays: dict) -> None:
-    np.savez(file, **{name: a[:-5] if a.ndim > 1 else a for name, a in arrays.items()})
+def _as_first(site: Site) -> str | None:
+    """The run on the replaced file must be that on the pictures."""
+    first, second = (site.shop.digest(site.folder / name / "last.pt") for name in ("first", "new"))
+    differs = difference(first, second)
+    return differs and f"other images were trained on: last.pt, {differs}"
 
 
-def _floats(file: Path, arrays: dict) -> None:
-    np.savez(file, **{name: a.astype(np.float32) if a.ndim > 1 else a for name, a in arrays.items()})
+def _pickled(file: Path, known: np.ndarray) -> None:
+    np.save(file, np.array([Trap()] * len(known), dtype=object), allow_pickle=True)
 
 
-def _objects(file: Path, arrays: dict) -> None:
-    np.savez(file, **{name: np.array([Trap()] * len(a), dtype=object) if a.ndim else a for name, a in arrays.items()})
-
-
-NPZ: dict[str, Callable] = {
-    "decoded images: five too few": _short,
-    "decoded images: floats": _floats,
-    "decoded images: pickled": _objects,
-    "decoded images: other names": lambda file, arrays: np.savez(file, x=np.zeros(3)),
-    "decoded images: an npy": lambda file: np.save(file.open("wb"), np.zeros(3)),
-    "decoded images: text": lambda file: file.write_text("x"),
-    "decoded images: a folder": lambda file: file.mkdir(),
-    "decoded images: a pipe": pipe,
+DECODED: dict[str, Callable[[Path, np.ndarray], object]] = {
+    "decoded images: five too few": lambda file, known: np.save(file, known[:-5]),
+    "decoded images: floats": lambda file, known: np.save(file, known.astype(np.float32)),
+    "decoded images: others": lambda file, known: np.save(file, 255 - known),
+    "decoded images: pickled": _pickled,
+    "decoded images: an archive": lambda file, known: np.savez(file.open("wb"), known),
+    "decoded images: text": lambda file, known: file.write_text("x"),
+    "decoded images: a folder": lambda file, known: file.mkdir(),
+    "decoded images: a pipe": lambda file, known: pipe(file),
+    "decoded images: nowhere": lambda file, known: file.symlink_to("nowhere"),
+    "decoded images: without their note": lambda file, known: [
+        *(note.unlink() for note in file.parent.glob("*.json")),
+        np.save(file, 255 - known),
+    ],
 }
 
 
@@ -289,8 +293,8 @@ def inputs() -> Iterator[Input]:
         yield Input(f"a folder: {name}", "folders", partial(_changed, change))
     for name, change in CACHED.items():
         yield Input(name, "caches", partial(_changed, change), EITHER)
-    for name, content in NPZ.items():
-        yield Input(name, "caches", partial(_cache, content), EITHER, secret="xyzzy-sprung")
+    for name, content in DECODED.items():
+        yield Input(name, "caches", partial(_cache, content), EITHER, secret="xyzzy-sprung", taken=_as_first)
     for name, files in MNIST.items():
         yield Input(name, "known sets", partial(_mnist, files))
     for name, known in KNOWN.items():
