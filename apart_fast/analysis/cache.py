@@ -71,7 +71,7 @@ def _checksum(key: str, value: object) -> str:
 
 
 def _entries(data: bytes) -> dict[str, object]:
-    """The results in the file by key, `_DAMAGED` for those that are not what was kept; none where it is no such file."""
+    """The results in a file by key, `_DAMAGED` for those that are not what was kept; none where it is no such file."""
     try:
         values = json.loads(data)
     except (ValueError, RecursionError):

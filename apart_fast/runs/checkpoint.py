@@ -19,7 +19,7 @@ from apart_fast.files import atomic_path
 from apart_fast.loaders import Dataset
 from apart_fast.loaders.datasets.classes import OtherClasses, match_classes
 from apart_fast.loaders.datasets.table import KNOWN
-from apart_fast.models import MODELS, build_model
+from apart_fast.models import build_model
 from apart_fast.models.channels_last import any_layout
 from apart_fast.runs.begin import find_checkpoint
 from apart_fast.runs.folder import RunFolder
@@ -28,6 +28,10 @@ from apart_fast.runs.schema import misfit
 from apart_fast.runs.states import FORMAT, Pictured, unfit, unsound
 
 MAPPED_FROM = 2**31  # bytes
+_NOT_OF_THE_FILE = {  # errno of what says nothing of its contents
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT),
+}
 
 
 class Damaged(UserError):
@@ -95,7 +99,7 @@ def read(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> d
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise UserError(f"checkpoint {path} does not fit into the memory: free some") from error
     except Exception as error:  # zip, pickle and torch each have their own
-        if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+        if isinstance(error, OSError) and error.errno in _NOT_OF_THE_FILE:
             with reading(path):
                 raise
         raise Damaged(f"checkpoint {path} is damaged or not a checkpoint: use another one") from error
@@ -293,9 +297,6 @@ def load_network(
     if not isinstance(source, dict):
         name, source = source, load(source)
     description, weights = source["description"], (average and source.get("average")) or source["model"]
-    if description["name"] in MODELS:  # where only a width is wrong, the network may not fit into the memory
-        with torch.device("meta"):
-            check_alike(build_model(**description).state_dict(), weights, name)
     model = build_model(**description).to(device).to(memory_format=torch.channels_last)
     load_model(model, weights, name)
     pixels = torch.zeros(2, *description["image_size"], description["in_channels"], device=device)

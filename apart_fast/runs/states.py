@@ -123,13 +123,23 @@ class Rank(TypedDict):
     rng: Random
 
 
+class Scaler(TypedDict):
+    """State of a `torch.amp.GradScaler`."""
+
+    scale: float
+    growth_factor: float
+    backoff_factor: float
+    growth_interval: int
+    _growth_tracker: int
+
+
 class Training(Weights):
     """last.pt: all that a run needs to go on."""
 
     average: Tensors | None
     optimizer: list[Tensor]
     apart: Tensors
-    scaler: dict[str, float] | None
+    scaler: Scaler | None
     progress: Progress
     watch: Watch
     totals: Annotated[Tensor, _like(torch.float64, 4)]

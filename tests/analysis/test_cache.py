@@ -19,7 +19,10 @@ def test_cache_keeps_results_between_calls_and_survives_damage(tmp_path):
             assert ResultCache(path).get("a") is None
     path.write_text('{"b": 2}')  # of a version without checksums
     ResultCache(path).put("c", 1)
-    assert ResultCache(path).get("b") == 2 and ResultCache(path).get("c") == 1 and [file.name for file in path.parent.iterdir()] == ["cache.json"]
+    again = ResultCache(path)
+    assert (
+        again.get("b") == 2 and again.get("c") == 1 and [file.name for file in path.parent.iterdir()] == ["cache.json"]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*is damaged")
