@@ -168,7 +168,7 @@ def test_weights_of_another_type_are_refused(tmp_path):
 
 def test_what_is_written_down_of_a_training_is_all_that_it_keeps():
     for written, kept in ((states.Progress, Progress), (states.Watch, CollapseWatch)):
-        assert [field.name for field in fields(written)] == [field.name for field in fields(kept)]
+        assert {field.name for field in fields(written)} == {field.name for field in fields(kept)}
 
 
 # ---- the checkpoint before

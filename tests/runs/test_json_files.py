@@ -173,8 +173,11 @@ def test_settings_that_a_run_of_any_version_has_written_are_there():
     assert from_json(values) == TrainConfig()
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"loss": 1}', '{"epoch": "2"}', '{"epoch": 0}', '{"epoch": 2, "loss": "x"}',
-                                  '{"epoch": 2, "alpha_blocks": ["x"]}', '{"epoch": 2, "loss": NaN}', DEEP])  # fmt: skip
+LINES = ["{", "[1]", '{"loss": 1}', '{"epoch": "2"}', '{"epoch": 0}', '{"epoch": 2, "loss": "x"}', DEEP]
+LINES += ['{"epoch": 2, "alpha_blocks": ["x"]}', '{"epoch": 2, "loss": NaN}']
+
+
+@pytest.mark.parametrize("line", LINES)
 def test_a_damaged_line_of_the_metrics_is_left_out_with_a_warning(run, line):
     path, folder = run / "metrics.jsonl", RunFolder(run)
     lines = path.read_text()
