@@ -43,7 +43,7 @@ def _refuse_link(path: Path) -> None:
     with reading(path):
         if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
             raise UserError(
-                f"{path} is a link to somewhere else, and a report shows only what lies in the run's folder"
+                f"{path} is a link to elsewhere, and a report shows only what lies in the run: put a copy there"
             )
 
 

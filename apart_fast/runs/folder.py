@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from apart_fast.errors import UserError
-from apart_fast.files import atomic_create, atomic_write, check_held, remove_abandoned, telling, to_json
+from apart_fast.files import atomic_create, atomic_write, check_held, expanded, remove_abandoned, telling, to_json
 from apart_fast.process.owning import owned
 from apart_fast.runs.config import TrainConfig, from_json
 from apart_fast.runs.environment import environment
 from apart_fast.runs.json_files import Object, Record, Summary, is_file, parse, read_json, reading
 
 LAST_EPOCH = 10**9  # no run has more
-MADE = (  # what a run writes, apart from folders
-    *("config.json", "environment.json", "metrics.jsonl", "last.pt", "last.previous.pt", "best.pt"),
+MADE = (  # what a run writes, apart from TensorBoard's files, whose names are new each time
+    *("config.json", "environment.json", "metrics.jsonl", "last.pt", "last.previous.pt", "best.pt", "weights", "ranks"),
     *("summary.json", "curves.png", "perturbations.png", "card.json", "report.html"),
 )
 
@@ -118,6 +118,7 @@ class RunFolder:
         Raises:
             UserError: no run there, or a damaged configuration.
         """
+        path = expanded(path)
         file = path / "config.json"
         if not is_file(file):
             raise UserError(f"no run in {path} (no config.json): name the folder of a run")

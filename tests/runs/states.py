@@ -1,8 +1,12 @@
-"""States of checkpoints, without a training."""
+"""States of checkpoints, and files of runs, without a training."""
+
+import json
 
 import torch
 
+from apart_fast.files import to_json
 from apart_fast.models import build_model
+from apart_fast.runs.config import TrainConfig
 
 DESCRIPTION = {
     "name": "preact_resnet18",
@@ -37,3 +41,25 @@ def training(**model):
         "data": "0123",
         "rng": {"cpu": torch.get_rng_state(), "cuda": None},
     }
+
+
+def write_run(folder):
+    """The JSON files of a finished run that never was."""
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(TrainConfig(out=folder, dataset="folder")))
+    attacks = {"clean": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 10, "correct": 5}}
+    judged = {"n": 10, "eps": 0.03, "attacks": attacks}
+    summary = {
+        "method": "apart",
+        "epochs": 2,
+        "parameters": 7,
+        "collapsed_at": [],
+        "test": {"last": judged, "best": judged},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    lines = [{"epoch": i, "loss": 1.0, "alpha_blocks": [0.1, 0.2]} for i in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "evaluation.json").write_text(json.dumps({"checkpoint": "best.pt", "dataset": "folder", **judged}))
+    for name in ("environment.json", "card.json"):
+        (folder / name).write_text('{"a": {"b": [1, "c"]}}')
+    return folder

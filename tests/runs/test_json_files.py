@@ -23,7 +23,7 @@ from apart_fast.runs.folder import RunFolder
 from apart_fast.runs.json_files import Object, is_file, read_json
 from apart_fast.runs.reading import read_runs
 from apart_fast.runs.schema import between, misfit
-from tests.runs.states import weights
+from tests.runs.states import weights, write_run
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -81,27 +81,6 @@ def test_kinds(value, kind, words):
 def run(tmp_path):
     """The JSON files of a finished run that never was."""
     return write_run(tmp_path / "run")
-
-
-def write_run(folder):
-    folder.mkdir()
-    (folder / "config.json").write_text(to_json(TrainConfig(out=folder, dataset="folder")))
-    attacks = {"clean": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 10, "correct": 5}}
-    judged = {"n": 10, "eps": 0.03, "attacks": attacks}
-    summary = {
-        "method": "apart",
-        "epochs": 2,
-        "parameters": 7,
-        "collapsed_at": [],
-        "test": {"last": judged, "best": judged},
-    }
-    (folder / "summary.json").write_text(json.dumps(summary))
-    lines = [{"epoch": i, "loss": 1.0, "alpha_blocks": [0.1, 0.2]} for i in (1, 2)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "evaluation.json").write_text(json.dumps({"checkpoint": "best.pt", "dataset": "folder", **judged}))
-    for name in ("environment.json", "card.json"):
-        (folder / name).write_text('{"a": {"b": [1, "c"]}}')
-    return folder
 
 
 CONTENTS = [b"", b"null", b"[]", b'"x"', b"1", b'{"epochs": ', DEEP.encode(), bytes(4096), b'{"a": "\xff\xfe"}']
