@@ -29,6 +29,10 @@ def pick_device(name: str | None) -> torch.device:
         raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs; give --device cpu, or none")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name} is not supported: give cpu or cuda")
+    if device.type == "cpu" and device.index:
+        raise UserError(f"--device {name}: torch has one CPU, whatever its number of cores; give --device cpu")
+    if device.type == "cpu":
+        device = torch.device("cpu")  # torch takes cpu:0 for another device
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)  # torch does not take one without an index as the current one
         torch.cuda.set_device(device)  # streams, graphs and events belong to it

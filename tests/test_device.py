@@ -1,10 +1,12 @@
-"""How many cores a process may use."""
+"""How many cores a process may use, and which device it takes."""
 
 import os
 
 import pytest
+import torch
 
-from apart_fast.device import usable_cores
+from apart_fast.device import pick_device, usable_cores
+from apart_fast.errors import UserError
 
 
 @pytest.fixture
@@ -63,3 +65,9 @@ def test_a_container_sees_its_own_group_at_the_top(groups):
 def test_quota_of_version_1(groups, folder, quota, cores):
     files = {f"{folder}/job/cpu.cfs_quota_us": quota, f"{folder}/job/cpu.cfs_period_us": "100000"}
     assert usable_cores(groups(["7:memory:/job", "4:cpu,cpuacct:/job", "0::/"], **files)) == cores
+
+
+def test_there_is_one_cpu():
+    with pytest.raises(UserError, match="--device cpu:7: torch has one CPU"):
+        pick_device("cpu:7")
+    assert pick_device("cpu:0") == pick_device("cpu") == torch.device("cpu")

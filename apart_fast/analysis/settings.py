@@ -6,9 +6,7 @@ from pathlib import Path
 import tyro
 
 from apart_fast.errors import UserError
-from apart_fast.units import parse_eps
-
-_COUNTS = ("images", "batch_size", "every", "shown")  # at least 1, in the settings that have them
+from apart_fast.units import check_settings, parse_eps
 
 
 @dataclass
@@ -42,9 +40,7 @@ class Common:
         Raises:
             UserError: one line with the flag and the values it takes.
         """
-        for name in _COUNTS:
-            if getattr(self, name, 1) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small: give at least 1")
+        check_settings(self)
         parse_eps(self.eps)
         from apart_fast.device import pick_device  # torch: `--help` and a wrong flag do not wait for it
 
@@ -80,6 +76,7 @@ class PerturbationsConfig(Common):
     like_reference: correlation of it with the PGD-20 perturbation of the reference network.
     across, down: correlation of its signs at neighbouring pixels; near 1 for flat areas, 0 for noise, -1 for stripes.
     follows_edges: correlation, over the pixels, of the gradient's size with the image's edges (finite differences).
+    no_gradient: share of the images whose gradient is not finite or zero everywhere; they say nothing of the others.
     """
 
     run: tyro.conf.Positional[Path]

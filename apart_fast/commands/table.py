@@ -19,6 +19,7 @@ from apart_fast.report.settings import ReportConfig
 from apart_fast.runs.begin import begin, find_checkpoint, find_finished
 from apart_fast.runs.config import DemoConfig, EvaluateConfig, TrainConfig
 from apart_fast.runs.recipes import RECIPES
+from apart_fast.units import check_settings
 
 
 class Command(NamedTuple):
@@ -61,10 +62,12 @@ def _look_at_checkpoint(config: EvaluateConfig) -> None:
 
 
 def _look_at_runs(config: CurvesConfig | GradientsConfig | ReportConfig) -> None:
+    check_settings(config)
     find_finished(config.runs)
 
 
 def _look_at_comparison(config: CollapseConfig | PerturbationsConfig) -> None:
+    check_settings(config)
     runs = config.runs if isinstance(config, CollapseConfig) else (config.run,)
     find_finished([*runs, *([] if config.reference is None else [config.reference])])
 

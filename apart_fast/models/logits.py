@@ -43,6 +43,8 @@ def check_parameters(model: nn.Module, dtype: torch.dtype = torch.float32) -> No
     Raises:
         UserError: one line with the parameter.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model is a {type(model).__name__}: give a torch.nn.Module that takes [B, C, H, W] pixels")
     named = list(model.named_parameters())
     if not named:
         raise UserError("the model has no parameters: there is nothing to train")

@@ -12,7 +12,7 @@ from apart_fast.loaders.table import DATASET_NAMES, LOADER_NAMES
 from apart_fast.runs.recipes import RECIPES
 from apart_fast.runs.schema import misfit
 from apart_fast.step.methods import METHODS, get_method
-from apart_fast.units import check_seed, parse_eps
+from apart_fast.units import check_settings, parse_eps
 
 if TYPE_CHECKING:
     RecipeName = str
@@ -190,19 +190,7 @@ class TrainConfig:
         """
         if self.ffcv and self.loader not in (None, "ffcv"):
             raise UserError(f"--ffcv and --loader {self.loader} contradict each other: give one of them")
-        bounds = dict(
-            epochs=1, cycle=1, batch_size=1, width=0.01, val_every=1, log_every=1, checkpoint_every=1, lr=0, eta=0,
-            weight_decay=0, step_decay=0, padding=0, val_images=1, probe_images=0, ema=0, label_smoothing=0,
-            train_images=1, test_images=1, workers=0, threads=1, keep_weights=0,
-        )  # fmt: skip
-        for name, low in bounds.items():
-            value = getattr(self, name)
-            if value is not None and not value >= low:
-                raise UserError(f"--{name.replace('_', '-')} {value} is too small: give at least {low}")
-        check_seed(self.seed, "--seed")
-        for name in ("ema", "label_smoothing"):
-            if getattr(self, name) >= 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too large: give less than 1")
+        check_settings(self)
 
     def resumed(self, saved: "TrainConfig") -> "TrainConfig":
         """The settings `saved` with a run, moved to where `self` says the data and the device are now.
@@ -295,11 +283,7 @@ class EvaluateConfig:
         Raises:
             UserError: one line with the flag and the values it takes.
         """
-        for name in ("images", "restarts", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value} is too small: give at least 1")
-        check_seed(self.seed, "--seed")
+        check_settings(self)
         parse_eps(self.eps)
         parse_attacks(self.attacks, self.restarts)
 

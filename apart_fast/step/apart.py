@@ -20,12 +20,12 @@ from apart_fast.models.modes import frozen
 from apart_fast.models.norms import BatchCounters
 from apart_fast.models.stem import keep_stem_precise
 from apart_fast.step import spans
-from apart_fast.step.checks import check_batch
-from apart_fast.step.losses import CrossEntropy
+from apart_fast.step.checks import check_arguments, check_batch, check_trainable
+from apart_fast.step.losses import CrossEntropy, pixel_gradient
 from apart_fast.step.methods import Method, get_method
 from apart_fast.step.moves import MOVES
 from apart_fast.step.noise import ExampleNoise
-from apart_fast.step.perturbation import Gradients, Setting
+from apart_fast.step.perturbation import Gradients, Setting, fixed_scale
 from apart_fast.step.places import make_memory
 from apart_fast.step.points import BlockPoints
 from apart_fast.step.ranks import Ranks
@@ -77,8 +77,8 @@ class Apart:
         seed: of the memory's start, random starts, and crops and flips that the caller does not give.
 
     Raises:
-        UserError: eps, method, points or omega_device that make no sense, or no room for the memory on the host or
-            the disk (one line says which).
+        UserError: an argument that makes no sense, a model without parameters or in half precision, block points that
+            cannot work, or no room for the memory (one line says which).
     """
 
     def __init__(
@@ -104,11 +104,13 @@ class Apart:
         seed: int = 0,
         ranks: Ranks | None = None,
     ):
+        check_arguments(
+            num_examples, image_shape, padding=padding, amp=amp, scaler=scaler, label_smoothing=label_smoothing,
+            eta=eta, decay=decay, omega_dtype=omega_dtype, dtype=dtype, seed=seed,
+        )  # fmt: skip
         self.model, self.amp, self.scaler = model, amp, scaler
         self.method = method = get_method(method)
         self.eps = parse_eps(eps)
-        if amp == torch.float16 and scaler is None:
-            raise UserError("float16 needs a torch.amp.GradScaler (scaler=...), or gradients vanish: or use bfloat16")
         self.padding, self.flip, self.dtype = padding, flip, dtype
         self.image_shape = tuple(image_shape)
         check_parameters(model, dtype)
@@ -140,10 +142,6 @@ class Apart:
             dtype=dtype,
             device=self.device,
         )
-        fixed_scale = None  # of a memory whose scale is not learned
-        if method.start_size is not None:
-            size = max(method.start_size * self.eps, torch.finfo(dtype).tiny)  # eps 0: no 0 / 0
-            fixed_scale = torch.tensor(size, dtype=dtype, device=self.device)
         self._setting = Setting(
             method,
             self.eps,
@@ -153,7 +151,7 @@ class Apart:
             ExampleNoise(seed, self.device, None if ranks is None else ranks.examples),
             self.sizes,
             self.memory,
-            fixed_scale,
+            fixed_scale(method, self.eps, dtype, self.device),
         )
         sample = torch.zeros(2, *self.image_shape, dtype=dtype, device=self.device).permute(0, 3, 1, 2)
         self._network = any_layout(model, sample)
@@ -188,8 +186,9 @@ class Apart:
             flips: bool [B], horizontal flip after the crop; None: drawn.
             together: number of images of all ranks in this step; needed with `ranks`.
 
-        Nothing waits for the device (but see `omega_at_hand`). Raises ValueError when the model is in eval mode, the
-        batch is empty, `indices` is missing or names an example twice, or a tensor has another shape or dtype,
+        Nothing waits for the device (but see `omega_at_hand`). Raises ValueError when the model is in eval mode or all
+        of it is frozen, the batch is empty, `indices` is missing or names an example twice, or a tensor has another
+        shape, dtype or device, UserError when the network gives no logits or has no gradient at the pixels,
         IndexError for a label, example, row or offset out of range (on a GPU a device-side assertion).
         """
         self._check(images, labels, indices=indices, rows=rows, offsets=offsets, flips=flips)
@@ -272,9 +271,8 @@ class Apart:
         return self.memory.at_hand(indices, upcoming)
 
     def _check(self, images: Tensor, labels: Tensor, **each: Tensor | None) -> None:
-        if not self.model.training:
-            raise ValueError("the model is in eval mode: call model.train() before a training step")
-        check_batch(images, labels, self.image_shape, self.padding, self.loss.classes, **each)
+        check_trainable(self.model)
+        check_batch(images, labels, self.image_shape, self.padding, self.device, self.loss.classes, **each)
 
     def _draw(
         self, n: int, indices: Tensor | None, rows: Tensor | None, offsets: Tensor | None, flips: Tensor | None
@@ -294,7 +292,7 @@ class Apart:
         capturing = self.points.capturing() if self.points else nullcontext()
         with self._no_weight_gradients(), capturing as signs:
             loss, _ = self.loss(x, labels)
-            (gradient,) = torch.autograd.grad(self._scaled(loss), x)
+            gradient = pixel_gradient(self._scaled(loss), x)
         return loss.detach(), gradient, signs
 
     def _no_weight_gradients(self) -> AbstractContextManager[None]:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apart_fast.errors import UserError
 from apart_fast.models.logits import check_logits
 from apart_fast.step.checks import check_labels
 
@@ -38,3 +39,17 @@ class CrossEntropy:
             check_labels(labels, logits.shape[1])
             self.classes = logits.shape[1]
         return F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing), logits
+
+
+def pixel_gradient(loss: Tensor, x: Tensor) -> Tensor:
+    """Gradient of the loss at the pixels x.
+
+    Raises:
+        UserError: the loss does not depend on them by way of autograd.
+    """
+    (gradient,) = torch.autograd.grad(loss, x, allow_unused=True) if loss.requires_grad else (None,)
+    if gradient is None:
+        raise UserError(
+            "no gradient reaches the pixels: the network detaches them, or rounds them; an attack needs their gradient"
+        )
+    return gradient

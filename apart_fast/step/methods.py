@@ -19,8 +19,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from apart_fast.errors import UserError
+from apart_fast.units import Bounds, check_number
 
 MOST_STEPS = 1000  # of an iterated method; a hundred times PGD-10
+
+
+_CHOICES = {"start": ("none", "zero", "uniform", "memory"), "remembers": ("nothing", "perturbation", "direction")}
+_NUMBERS = {
+    "steps": Bounds(0, MOST_STEPS, whole=True),
+    "start_size": Bounds(0, 1000),
+    "step_size": Bounds(0, 1000),
+    "reset_every": Bounds(0, 10**9, whole=True),
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +60,17 @@ class Method:
     blocks: bool = False
 
     def __post_init__(self) -> None:
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise UserError(f"method {self.name}: {field} is {getattr(self, field)!r}: give {', '.join(choices)}")
+        for field, bounds in _NUMBERS.items():
+            value = getattr(self, field)
+            if value is not None or field not in ("start_size", "step_size"):
+                check_number(f"method {self.name}: {field}", value, bounds)
         if self.steps < 0 or (self.start == "none") != (self.steps == 0):
             raise UserError(f"method {self.name}: steps must be at least 1, and 0 exactly when start is 'none'")
+        if self.start_size is None and self.start != "memory":
+            raise UserError(f"method {self.name}: a learned size of the start needs start 'memory'; give start_size")
         if (self.start == "memory") != (self.remembers != "nothing"):
             raise UserError(f"method {self.name}: start 'memory' needs something remembered, and the other way round")
         learned = (self.start == "memory" and self.start_size is None, self.step_size is None)
@@ -120,7 +139,9 @@ def get_method(name: str | Method) -> Method:
     """
     if isinstance(name, Method):
         return name
-    match = re.fullmatch(r"([a-z+-]+?)(?:-([0-9]+))?", name.strip().lower())
+    if not isinstance(name, str):
+        raise UserError(f"method is {name!r}: give a name such as apart or pgd-10, or a Method")
+    match = re.fullmatch(r"([a-z+-]+?)(?:-([0-9]+))?", (name := str(name)).strip().lower())
     base, k = (match[1], match[2]) if match else (name, None)
     if base not in METHODS:
         close = difflib.get_close_matches(base, METHODS, n=1)
@@ -131,5 +152,7 @@ def get_method(name: str | Method) -> Method:
     if steps is not None and (not takes_steps or steps < 1):
         raise UserError(f"method {name!r}: " + ("needs at least 1 step" if takes_steps else f"{base} takes no number"))
     if steps is not None and steps > MOST_STEPS:
-        raise UserError(f"method {name!r} would not end, each step is 3 + 2 k passes: give at most {base}-{MOST_STEPS}")
+        raise UserError(
+            f"method {name[:24]!r} would not end, each step is 3 + 2 k passes: give at most {base}-{MOST_STEPS}"
+        )
     return make(base, steps)

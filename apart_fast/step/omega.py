@@ -2,11 +2,12 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from apart_fast.kernels.codec import decode, encode
-from apart_fast.step.checks import check_inside, check_unique
+from apart_fast.step.checks import check_inside, check_unique, refuse_unless
 
 INITIAL_SCALE = 1e-3  # omega starts as 0.001 * N(0, 1)
 TWICE = "an example is in the batch twice: its row could remember only one of them"
@@ -40,11 +41,10 @@ class Memory:
         """Where in `store` the rows of `indices` (int64 [B], those at hand) are, int64 [B] on the device.
 
         Raises:
-            IndexError: no such example (see `check_inside`).
+            IndexError: no such example (see `refuse_unless`).
             ValueError: an example twice.
         """
-        n = len(self.store)
-        check_inside(indices, n, f"an example is outside of 0..{n - 1}: num_examples is the size of the whole set")
+        check_inside(indices, len(self.store), _outside(len(self.store)))
         check_unique(indices, TWICE)
         return indices
 
@@ -62,7 +62,7 @@ class Memory:
         """
         contents = self.contents()
         total = len(contents) if total is None else total
-        examples = torch.arange(total) if examples is None else examples.cpu()
+        numbers = np.arange(total) if examples is None else examples.cpu().numpy()
         # torch's generator goes on where it was after multiples of 16 values, so that parts give the same as the whole
         size = contents[:1].numel()
         at_once = _CHUNK if _CHUNK * size <= _MOST else max(16, _LESS // size // 16 * 16)
@@ -70,19 +70,40 @@ class Memory:
             end = min(first + at_once, total)
             shape = (end - first, *contents.shape[1:])
             noise = torch.empty(shape, device=generator.device, dtype=torch.float32).normal_(generator=generator)
-            begin, stop = torch.searchsorted(examples, torch.tensor([first, end])).tolist()
-            mine = noise if stop - begin == end - first else noise[(examples[begin:stop] - first).to(noise.device)]
+            begin, stop = map(int, np.searchsorted(numbers, [first, end]))
+            whole = stop - begin == end - first
+            mine = noise if whole else noise[torch.from_numpy(numbers[begin:stop] - first).to(noise.device)]
             contents[begin:stop].copy_(encode(mine * INITIAL_SCALE, contents.dtype))
 
     def read(self, indices: Tensor) -> Tensor:
-        """Rows as float32 (float64 from a float64 store) [B, C, H + 2p, W + 2p]; `indices` int64 [B]."""
+        """Rows as float32 (float64 from a float64 store) [B, C, H + 2p, W + 2p]; `indices` int64 [B].
+
+        Raises:
+            IndexError: no such example (see `refuse_unless`).
+        """
         contents = self.contents()
+        check_inside(indices, len(contents), _outside(len(contents)))
         dtype = torch.promote_types(contents.dtype, torch.float32) if contents.is_floating_point() else torch.float32
         rows = contents[indices.to(contents.device)].to(self.device)
         return decode(rows, dtype).permute(0, 3, 1, 2)
 
     def write(self, indices: Tensor, values: Tensor) -> None:
-        """Replace rows by `values` [B, C, H + 2p, W + 2p] in [-1, 1]."""
+        """Replace rows, those of `indices` int64 [B], by `values` [B, C, H + 2p, W + 2p] in [-1, 1].
+
+        Raises:
+            IndexError: no such example (see `refuse_unless`).
+            ValueError: an example twice, values of another shape, or some that are not in [-1, 1].
+        """
         contents = self.contents()
+        h, w, c = contents.shape[1:]
+        if values.shape != (len(indices), c, h, w):
+            raise ValueError(f"values are {tuple(values.shape)}: give {(len(indices), c, h, w)}")
+        check_inside(indices, len(contents), _outside(len(contents)))
+        check_unique(indices, TWICE)
+        refuse_unless(lambda: (values.abs() <= 1).all(), values, "a value of omega is not in [-1, 1]")
         rows = encode(values.permute(0, 2, 3, 1), contents.dtype)
         contents[indices.to(contents.device)] = rows.to(contents.device)
+
+
+def _outside(n: int) -> str:
+    return f"an example is outside of 0..{n - 1}: num_examples is the size of the whole set"

@@ -1,12 +1,18 @@
 """SGD whose learning rate and momentum are device scalars, so that a schedule needs no host sync and no new graph."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from apart_fast.errors import UserError
 from apart_fast.kernels.update import Tables, launched, update
+from apart_fast.units import BOUNDS, Bounds, check_number
+
+_FINITE = Bounds(0, sys.float_info.max)
+_NUMBERS = {"lr": _FINITE, "momentum": BOUNDS["momentum"], "weight_decay": _FINITE}
 
 
 class SGD(torch.optim.Optimizer):
@@ -24,6 +30,10 @@ class SGD(torch.optim.Optimizer):
 
     Attributes:
         averaged: whether the last step has moved the averages too (see `average`).
+
+    Raises:
+        UserError: a number that is negative or not finite, a momentum above 1, a group without parameters, or one
+            whose parameters differ in dtype or device.
     """
 
     _step_supports_amp_scaling = True  # GradScaler hands over grad_scale and found_inf instead of waiting for them
@@ -41,7 +51,8 @@ class SGD(torch.optim.Optimizer):
         self._tables: dict[int, Tables] = {}  # by number of the group
         self.averaged = False
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, maximize=maximize))
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
+            _check_group(number, group)
             like = group["params"][0]
             for name in ("lr", "momentum"):
                 group[name] = torch.tensor(float(group[name]), dtype=like.dtype, device=like.device)
@@ -55,7 +66,14 @@ class SGD(torch.optim.Optimizer):
             vars(self).setdefault(name, value)
 
     def set(self, lr: float | None = None, momentum: float | None = None) -> None:
-        """Write learning rate and momentum into the device scalars of every group."""
+        """Write learning rate and momentum into the device scalars of every group.
+
+        Raises:
+            UserError: a Python number that is negative or not finite, or a momentum above 1; nothing is written.
+        """
+        for name, value in (("lr", lr), ("momentum", momentum)):
+            if value is not None and not isinstance(value, Tensor):  # reading a tensor would wait for the device
+                check_number(name, value, _NUMBERS[name])
         for group in self.param_groups:
             for name, value in (("lr", lr), ("momentum", momentum)):
                 if value is not None:
@@ -128,6 +146,17 @@ class SGD(torch.optim.Optimizer):
     def _moves_averages(self) -> bool:
         mine = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         return bool(mine) and self._averages.keys() == set(mine) and launched(mine)
+
+
+def _check_group(number: int, group: dict) -> None:
+    for name, bounds in _NUMBERS.items():
+        value = group[name]
+        check_number(f"{name} of the optimizer", float(value) if isinstance(value, Tensor) else value, bounds)
+    params = group["params"]
+    if not params:
+        raise UserError(f"group {number} of the optimizer has no parameters: leave it out")
+    if len({(p.dtype, p.device) for p in params}) > 1:
+        raise UserError(f"parameters of group {number} differ in dtype or device: make a group of each kind")
 
 
 def _update_fused(params: list[Tensor], grads: list[Tensor], velocities: list[Tensor], group: dict) -> None:

@@ -49,6 +49,13 @@ class Setting:
         return self.sizes.alpha_omega if self.fixed_scale is None else self.fixed_scale
 
 
+def fixed_scale(method: Method, eps: float, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """`Setting.fixed_scale` of a method."""
+    if method.start_size is None:
+        return None
+    return torch.tensor(max(method.start_size * eps, torch.finfo(dtype).tiny), dtype=dtype, device=device)  # no 0 / 0
+
+
 @dataclass(frozen=True)
 class Perturbation:
     """Images on their way to pass 2, each [B, H, W, C] in the setting's dtype.

@@ -1,5 +1,6 @@
 """Where the rows of omega lie: on the device, in host memory or on disk, by name in `PLACES`."""
 
+import math
 import mmap
 import os
 import tempfile
@@ -45,16 +46,28 @@ def make_memory(
 
 
 def _on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _folder: Folder) -> Memory:
-    return Memory(torch.zeros(shape, dtype=dtype, device=device))
+    if device.type == "cpu":
+        _refuse_too_large(shape, dtype)
+    try:
+        return Memory(torch.zeros(shape, dtype=dtype, device=device))
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"omega needs {_nbytes(shape, dtype) / 1e9:.1f} GB of GPU memory, which is not free: store it as int8, or "
+            "in host memory (omega_device host) or on disk"
+        ) from error
 
 
-def _in_host_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _folder: Folder) -> Memory:
+def _refuse_too_large(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     needed, available = _nbytes(shape, dtype), available_bytes()
     if needed > available:  # the system would promise it, and end the process when it is used
         raise UserError(
             f"omega needs {needed / 1e9:.1f} GB of host memory, and {available / 1e9:.1f} GB are free: "
             "store it as int8, or on disk"
         )
+
+
+def _in_host_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _folder: Folder) -> Memory:
+    _refuse_too_large(shape, dtype)
     home = torch.zeros(shape, dtype=dtype)  # only the boxes are pinned: torch pins in powers of two
     return Memory(home) if device.type == "cpu" else StagedMemory(home, device)
 
@@ -81,7 +94,7 @@ PLACES: dict[str, Callable[..., Memory]] = {"device": _on_device, "host": _in_ho
 
 
 def _nbytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return math.prod(shape) * dtype.itemsize
 
 
 def _map_file(folder: Path, size: int) -> mmap.mmap:

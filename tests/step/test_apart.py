@@ -420,3 +420,126 @@ def test_a_model_in_training_can_be_saved_whole():
     apart.remove()
     copies = [copy.copy(model.conv1), pickle.loads(pickle.dumps(model.conv1, protocol=0))]
     assert {type(one) for one in copies} == {type(model.conv1)}  # still in full precision
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (dict(num_examples=0), "num_examples 0 is too small: give at least 1"),
+        (dict(num_examples=6.0), "num_examples 6.0 is not an integer"),
+        (dict(image_shape=(12, 12)), r"image_shape is \(12, 12\): give \(height, width, channels\)"),
+        (dict(image_shape=(12, 0, 3)), "the width 0 is too small"),
+        (dict(padding=-1), "padding -1 is too small"),
+        (dict(padding=1.5), "padding 1.5 is not an integer"),
+        (dict(padding=12), "padding 12 of 12x12 images: a crop could miss the image; give at most 11"),
+        (dict(label_smoothing=-1), "label_smoothing -1 is too small"),
+        (dict(label_smoothing=1.5), "label_smoothing 1.5 is too large: give less than 1"),
+        (dict(eta=float("nan")), "eta nan is not a finite number"),
+        (dict(eta=-1e-8), "eta -1e-08 is too small"),
+        (dict(decay=float("nan")), "decay nan is not a finite number"),
+        (dict(decay="400"), "decay '400' is not a number"),
+        (dict(amp="bfloat16"), "amp is 'bfloat16': give None, torch.bfloat16, torch.float16"),
+        (dict(amp=True), "amp is True: give"),
+        (dict(dtype=torch.float16), "dtype is torch.float16: give torch.float32, torch.float64"),
+        (dict(omega_dtype=torch.bfloat16), "omega_dtype is torch.bfloat16: give None, "),
+        (dict(seed=-1), "seed -1 is out of range"),
+        (dict(seed=2**64), "seed 18446744073709551616 is out of range"),
+        (dict(method=7), "method is 7: give a name"),
+        (dict(method="pgd-1000000"), "would not end"),
+        (dict(eps=float("nan")), "eps nan is not a finite number"),
+        (dict(model=nn.Flatten()), "the model has no parameters"),
+        (dict(model=nn.Linear(3, 4).half()), "torch.float16, pixels are torch.float32"),
+        (dict(model=lambda x: x), "the model is a function"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_told(arguments, line):
+    model = arguments.get("model") or tiny()
+    with pytest.raises(UserError, match=line):
+        Apart(**dict(model=model, num_examples=6, image_shape=SHAPE) | arguments)
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        (dict(start="noise"), "start is 'noise': give none, zero, uniform, memory"),
+        (dict(remembers="all"), "remembers is 'all'"),
+        (dict(steps=1.5), "steps 1.5 is not an integer"),
+        (dict(steps=10**6), "steps 1000000 is too large"),
+        (dict(start_size=float("nan")), "start_size nan is not a finite number"),
+        (dict(step_size=-1.0), "step_size -1.0 is too small"),
+        (dict(reset_every=-1), "reset_every -1 is too small"),
+        (dict(start_size=None), "a learned size of the start needs start 'memory'"),
+    ],
+)
+def test_methods_that_make_no_sense_are_told(fields, line):
+    with pytest.raises(UserError, match=f"method x: {line}"):
+        Method(**dict(name="x", start="uniform", steps=1, start_size=1.0) | fields)
+
+
+@pytest.mark.parametrize("rates", [dict(eta=float("nan")), dict(eta=-1.0), dict(momentum=1.5), dict(momentum=-0.1)])
+def test_rates_that_make_no_sense_are_told(rates):
+    apart = Apart(tiny(), 6, SHAPE)
+    with pytest.raises(UserError, match="(lr|momentum) .*: give"):
+        apart.set_rates(**rates)
+    apart.step(*data())
+    assert apart.step_sizes.isfinite().all()
+
+
+def test_a_step_that_could_not_train_is_told():
+    images, labels, indices = data()
+    model = tiny()
+    apart = Apart(model, 6, SHAPE)
+    before = {key: value.clone() for key, value in apart.state_dict().items() if key != "generator"}
+    for switched_off in (torch.no_grad, torch.inference_mode):
+        with switched_off(), pytest.raises(ValueError, match="gradients are switched off"):
+            apart.step(images, labels, indices)
+    for wrong in (dict(images=images.numpy()), dict(labels=[0, 1, 2, 3, 0, 1])):
+        with pytest.raises(ValueError, match="(images|labels) are a (ndarray|list): give a tensor"):
+            apart.step(**dict(images=images, labels=labels, indices=indices) | wrong)
+    for wrong in (dict(images=images.to("meta")), dict(labels=labels.to("meta"))):
+        with pytest.raises(ValueError, match="(images|labels) are on meta, the model on cpu: move them there"):
+            apart.step(**dict(images=images, labels=labels, indices=indices) | wrong)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="all parameters are frozen"):
+        apart.step(images, labels, indices)
+    assert all(torch.equal(apart.state_dict()[key], value) for key, value in before.items())
+    model.linear.requires_grad_(True)  # a part that learns is enough
+    apart.step(images, labels, indices)
+
+
+def test_a_network_without_a_gradient_at_its_pixels_is_told():
+    class Rounded(Own):
+        def forward(self, x):
+            return super().forward((x * 255).detach().round() / 255)
+
+    with pytest.raises(UserError, match="no gradient reaches the pixels"):
+        Apart(Rounded(), 6, SHAPE, method="fgsm").step(*data())
+    with pytest.raises(UserError, match="block point 'blocks.0.1' takes a tensor .* not depend on the pixels"):
+        Apart(Rounded(), 6, SHAPE, points=["blocks.*.1"])
+
+
+def test_a_network_that_gives_no_logits_is_told():
+    class Pair(Own):
+        def forward(self, x):
+            return super().forward(x), x
+
+    with pytest.raises(UserError, match="the model gives a tuple"):
+        Apart(Pair(), 6, SHAPE, method="fgsm").step(*data())
+
+
+def test_rows_of_omega_that_make_no_sense_are_told():
+    memory = Apart(tiny(), 6, SHAPE, omega_dtype=torch.int8).memory
+    before, values = memory.store.clone(), torch.zeros(2, 3, 20, 20)
+    for indices, wrong, error, line in (
+        (torch.tensor([0, 6]), values, IndexError, "outside of 0..5"),
+        (torch.tensor([0, -1]), values, IndexError, "outside of 0..5"),
+        (torch.tensor([1, 1]), values, ValueError, "twice"),
+        (torch.tensor([0, 1]), values[:, :, :8], ValueError, r"values are .*: give \(2, 3, 20, 20\)"),
+        (torch.tensor([0, 1]), values + 2, ValueError, r"not in \[-1, 1\]"),
+        (torch.tensor([0, 1]), values / 0, ValueError, r"not in \[-1, 1\]"),
+    ):
+        with pytest.raises(error, match=line):
+            memory.write(indices, wrong)
+    with pytest.raises(IndexError, match="outside of 0..5"):
+        memory.read(torch.tensor([-1]))
+    assert torch.equal(memory.store, before)

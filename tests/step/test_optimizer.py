@@ -1,11 +1,12 @@
 """Optimiser, schedule and average against torch's own."""
 
 import copy
+import math
 
 import pytest
 import torch
 
-from apart_fast import Triangle, scaled_eta
+from apart_fast import Triangle, UserError, scaled_eta
 from apart_fast.step.optimizer import SGD
 from apart_fast.training.average import WeightAverage
 from apart_fast.training.watch import CollapseWatch
@@ -113,3 +114,26 @@ def test_collapse_watch():
     assert watch.epochs == [6, 9] and watch.best == 0.3
     low = CollapseWatch()
     assert not any(low.update(e, a) for e, a in enumerate([0.1, 0.03, 0.1, 0.04]))  # chance, not collapse
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [dict(lr=math.nan), dict(lr=-0.1), dict(lr=math.inf), dict(momentum=1.5), dict(weight_decay=-1.0)],
+)
+def test_numbers_that_make_no_sense_are_told(numbers):
+    p = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(UserError, match=f"{next(iter(numbers))} of the optimizer .*: give"):
+        SGD([p], **numbers)
+    sgd = SGD([p], lr=0.1)
+    if "weight_decay" not in numbers:
+        with pytest.raises(UserError, match=": give"):
+            sgd.set(**numbers)
+    assert sgd.param_groups[0]["lr"] == torch.tensor(0.1)
+
+
+def test_groups_that_make_no_sense_are_told():
+    p = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(UserError, match="group 1 of the optimizer has no parameters"):
+        SGD([{"params": [p]}, {"params": []}])
+    with pytest.raises(UserError, match="group 0 differ in dtype or device"):
+        SGD([p, torch.nn.Parameter(torch.ones(3, dtype=torch.float64))])
