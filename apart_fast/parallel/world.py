@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from apart_fast.errors import Interrupted, RankLost, SaidElsewhere, Stopped, UserError
 from apart_fast.parallel.exchange import Exchange
@@ -168,7 +169,7 @@ class World:
         """
         try:
             yield
-        except (UserError, Stopped, Interrupted) as error:
+        except (UserError, Stopped, Interrupted, RankLost) as error:
             if not self.says(str(error)):
                 raise SaidElsewhere(getattr(error, "code", 2)) from error
             raise
@@ -198,12 +199,24 @@ class World:
             time.sleep(0.1)
         return RankLost(f"another rank cannot be reached ({str(error).splitlines()[0]}): go on with --resume auto")
 
+    def others_end(self) -> bool:
+        """Whether another rank has said with which line it ends, or is no more (on this host)."""
+        if self._store is None:
+            return False
+        try:
+            return self._store.check(["apart_fast/ended"]) or self._gone() is not None
+        except Exception:  # the store has ended with another rank
+            return True
+
     def _gone(self) -> str | None:
         """A rank of this host whose process is no more."""
         assert self._store is not None
         for rank in range(self.size):
+            key = f"apart_fast/process/{rank}"
             with suppress(Exception):
-                host, pid = self._store.get(f"apart_fast/process/{rank}").decode().rsplit(":", 1)
+                if not self._store.check([key]):  # to ask for what is not there is to wait for it
+                    continue
+                host, pid = self._store.get(key).decode().rsplit(":", 1)
                 if rank != self.rank and host == socket.gethostname() and not _runs(int(pid)):
                     return f"rank {rank} (process {pid} on {host})"
         return None
@@ -219,6 +232,25 @@ def _runs(pid: int) -> bool:
 def started_by_torchrun() -> bool:
     """Whether this process is one of several."""
     return int(os.environ.get("WORLD_SIZE", "1") or 1) > 1
+
+
+def store_of_this_attempt() -> dist.Store:
+    """torchrun keeps one store over all restarts, with what was said before them: ranks would take it for news.
+
+    Raises:
+        UserError: on several hosts, which do not count the same restarts.
+    """
+    several = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]) != os.environ["WORLD_SIZE"]
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if several and kept and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        raise UserError(
+            "on several hosts a restart would find what was said before it: start torchrun with "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, or without --max-restarts"
+        )
+    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    store.set_timeout(TIMEOUT)
+    attempt = "0" if several else os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"apart_fast/attempt {attempt}", store)
 
 
 @contextmanager
@@ -247,14 +279,16 @@ def world(device: str | None) -> Iterator[World]:
     try:
         if on_gpu:
             torch.cuda.set_device(local)
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+        store = store_of_this_attempt()
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        backend = "nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT, world_size=size, rank=rank, store=store)
         host = dist.new_group(backend="gloo", timeout=PATIENCE) if on_gpu else dist.group.WORLD
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the processes of this training cannot reach each other ({str(error).splitlines()[0]}): start them with "
             "torchrun, and see MASTER_ADDR and MASTER_PORT"
         ) from error
-    store = dist.distributed_c10d._get_default_store()
     assert isinstance(host, dist.ProcessGroup)
     made = World(dist.get_rank(), dist.get_world_size(), local, host, store)
     store.set(f"apart_fast/process/{made.rank}", f"{socket.gethostname()}:{os.getpid()}")
@@ -267,7 +301,8 @@ def world(device: str | None) -> Iterator[World]:
             yield made
         except RuntimeError as error:
             if "gloo" in str(error).lower() or "nccl" in str(error).lower() or isinstance(error, dist.DistError):
-                raise made.lost(error) from error
+                with made.one_line():
+                    raise made.lost(error) from error
             raise
         finally:
             sys.stdout = before

@@ -6,6 +6,7 @@ name; rows are kept by the example's place in the training set, so that other nu
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,6 +20,11 @@ from apart_fast.runs.states import unfit_rank
 
 FOLDER, KIND = "ranks", "rank"
 PATIENCE = 600.0  # seconds in which all ranks have written theirs
+LOOK, GRACE = 1.0, 5.0  # seconds: between looks whether another rank ends, and what is left to the others then
+
+
+class Unwritten(UserError):
+    """A rank has not written its part."""
 
 
 def path_of(folder: Path, name: str, rank: int) -> Path:
@@ -37,25 +43,37 @@ def save(path: Path, state: dict) -> None:
     checkpoint.save(path, state)
 
 
-def wait_for(folder: Path, name: str, size: int) -> None:
+def wait_for(folder: Path, name: str, size: int, ended: Callable[[], bool] = lambda: False) -> None:
     """Until all ranks have written theirs.
 
+    Args:
+        ended: whether a rank has ended; soon afterwards the wait is over.
+
     Raises:
-        UserError: they have not.
+        Unwritten: they have not.
     """
-    deadline = time.monotonic() + PATIENCE
+    now = looked = time.monotonic()
+    deadline = now + PATIENCE
     missing = [path_of(folder, name, rank) for rank in range(size)]
     while missing := [path for path in missing if not path.exists()]:
-        if time.monotonic() > deadline:
-            raise UserError(f"{missing[0]} was not written by its rank: the checkpoint before stays")
+        if now > deadline:
+            raise Unwritten(f"{missing[0]} was not written by its rank: the checkpoint before stays")
         time.sleep(0.02)
+        now = time.monotonic()
+        if now - looked > LOOK:
+            looked = now
+            deadline = min(deadline, now + GRACE) if ended() else deadline
 
 
-def remove_others(folder: Path, kept: set[str]) -> None:
+def others(folder: Path, kept: set[str]) -> list[Path]:
+    """What is there now of names other than `kept`."""
+    return [path for path in (folder / FOLDER).glob("*") if path.name not in kept]
+
+
+def remove(paths: list[Path]) -> None:
     """Remove what no checkpoint names."""
-    for path in (folder / FOLDER).glob("*"):
-        if path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def read_rank(folder: Path, record: dict, rank: int) -> dict:

@@ -42,12 +42,13 @@ class Ranks:
             model: whose gradients this rank has of its images.
             result: of these images.
             size_grads: of the step sizes, or None.
-            images: their number; where it is 0, what is given are zeros, and a step with images was made before.
+            images: their number; where it is 0, what is given are zeros.
             together: number of images of all ranks.
         """
         if images:
             self._updated = [p for p in model.parameters() if p.grad is not None]
-        assert self._updated is not None, "no step with images was made before"
+        if self._updated is None:  # a run that goes on with such a step
+            self._updated = [p for p in model.parameters() if p.requires_grad]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._updated]
         means = torch.stack([result.loss, result.start_loss, result.correct.to(result.loss.dtype) / max(1, images)])
         others = [means] if size_grads is None else [means, size_grads]

@@ -38,6 +38,7 @@ class Keeper:
         self._kept: deque[str] = deque(maxlen=2)  # names of what the ranks keep, for last.pt and the one before it
         self._run = self._us.of_first(lambda: secrets.token_hex(4))  # what a killed one has left has other names
         self._saver = Saver()
+        self._alone = False  # the other ranks cannot be talked to any more
         self._since = time.perf_counter()
 
     def __enter__(self) -> "Keeper":
@@ -45,6 +46,7 @@ class Keeper:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._alone = isinstance(error, RuntimeError)  # torch's, when a rank was lost
         try:
             if error is None:
                 self.wait()
@@ -110,12 +112,16 @@ class Keeper:
             if us.first:
                 state["ranks"] = {"name": name, "size": us.size, "total": len(self._parts.splits.train)}
                 self._kept.append(name)
-                kept = set(self._kept)
+                # listed now: by when last.pt is written, another rank may have begun with the next
+                left = shards.others(folder, set(self._kept))
 
                 def write(path: Path, state: dict) -> None:
-                    shards.wait_for(folder, name, us.size)
+                    try:
+                        shards.wait_for(folder, name, us.size, lambda: self._alone or us.others_end())
+                    except shards.Unwritten as error:
+                        raise us.lost(error) from error
                     checkpoint.save(path, state)
-                    shards.remove_others(folder, kept)
+                    shards.remove(left)
 
                 self._saver.save(LAST, self._folder.last, lambda: state, write)
         self._since = time.perf_counter()

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from apart_fast.device import keep_freed_memory, pick_device
 from apart_fast.errors import Interrupted, Stopped, UserError
+from apart_fast.files import held
 from apart_fast.loaders import Dataset, load_dataset
 from apart_fast.measure import profiling
 from apart_fast.parallel.world import World
@@ -33,6 +35,9 @@ def train(asked: TrainConfig, us: World | None = None) -> tuple[dict, Path]:
     """
     us, state = us or World(), None
     folder, config, resumed = us.of_first(lambda: begin(asked))
+    if config.profile and us.size > 1:
+        raise UserError("--profile measures one process: start it without torchrun")
+    config = replace(config, progress=config.progress and us.first)
     newest = folder.last
     with ExitStack() as stack:
         stack.enter_context(_told_how_to_go_on(folder))
@@ -59,6 +64,9 @@ def train(asked: TrainConfig, us: World | None = None) -> tuple[dict, Path]:
             folder.create(config)  # last: what cannot run leaves no folder
         elif us.first:
             folder.put_last(newest)
+        us.meet()
+        if not us.first and folder.path.exists():  # it owns nothing, and makes no folder anew either
+            stack.enter_context(held(folder.path))
         if config.profile:
             profiling.run(trainer)
             return {}, folder.path

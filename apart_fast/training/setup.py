@@ -199,14 +199,19 @@ def synchronised(model: nn.Module, device: torch.device, us: World) -> nn.Module
 
 
 def check_last_batch(model: nn.Module, batch_size: int, train: Split, us: World) -> None:
-    """Refuse an epoch with a batch of one image, where the network's BatchNorm would need two.
+    """Refuse an epoch with a batch of one image, where the network's BatchNorm would need two, and one that leaves a
+    process without images for whose statistics the others would wait.
 
     Raises:
         UserError: it has one.
     """
-    parts = [
-        share_of(images, rank, us.size) for images in (batch_size, len(train) % batch_size) for rank in range(us.size)
-    ]
+    last = len(train) % batch_size
+    if 0 < last < us.size and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise UserError(
+            f"--sync-bn needs an image for each of {us.size} processes in each step, and the last of an epoch has "
+            f"{last}: choose another --batch-size"
+        )
+    parts = [share_of(images, rank, us.size) for images in (batch_size, last) for rank in range(us.size)]
     if 1 not in parts:
         return
     image = train.take(np.arange(1)).images.to(next(model.parameters()).device).permute(0, 3, 1, 2).float() / 255

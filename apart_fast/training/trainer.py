@@ -144,15 +144,13 @@ class Trainer:
                 )
                 if progress.step < steps and (stopping or due):
                     self._check_loss(self.totals.loss.item())  # NaN must not replace a good checkpoint
-                    self.keeper.within_epoch(progress.paused(time.perf_counter() - began, self.energy.read()))
+                    self.keeper.within_epoch(progress.paused(time.perf_counter() - began, self._joules()))
                     if stopping:
                         self._stop()
         sums = self.totals.values.tolist()  # waits for the device: once an epoch
         seconds = time.perf_counter() - began
         self._check_loss(sums[0])
-        joules = self.energy.read()
-        if joules is not None:
-            (joules,) = self.us.sum([joules])
+        joules = self._joules()
         record = {
             "epoch": epoch + 1,
             **means(sums),
@@ -194,6 +192,12 @@ class Trainer:
                 self.average.update()
         self.totals.add(result, batch.together)
 
+    def _joules(self) -> float | None:
+        """Of all ranks' GPUs since the epoch, or the rest of it, began; None where one of them does not tell."""
+        mine = self.energy.read()
+        joules, told = self.us.sum([mine or 0.0, float(mine is not None)])
+        return joules if told == self.us.size else None
+
     def _step_sizes(self) -> dict:
         if not self.apart.method.learned:
             return {}
@@ -214,4 +218,5 @@ class Trainer:
     def _stop(self) -> None:
         signum = self.us.most(self.signals.received or 0)
         self.keeper.wait()  # a run that could not be gone on with says so instead
+        self.us.meet()  # torchrun ends the others when the first has ended: not before last.pt is written
         raise Stopped(signum, self.folder.path)
