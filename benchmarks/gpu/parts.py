@@ -5,6 +5,7 @@
 | check                    | is the installation right: `apart-fast check`                                  |
 | verify-*                 | do kernels, steps, loaders, commands compute on a GPU what they compute on a CPU |
 | *-speed, profile-*       | how fast, against what; only after what they depend on was verified            |
+| scaling                  | images a second of all GPUs of the machine over those of one, communication     |
 | apart-30, pgd-10-30, ... | a training at full size: seconds, accuracy under PGD-20                         |
 | methods-*, long-*, ...   | the tables and curves of `docs/results.md` at full size: hours                 |
 """
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+import torch
 
 from apart_fast import METHODS, get_method
 from apart_fast.commands.table import COMMANDS
@@ -63,7 +66,7 @@ class Part:
 
     seconds: estimate for an H100, and `how` it was made; needs: parts that must have passed; after: parts that are
     tried before; files: what it writes into the pending folder, moved to the output folder once whole; prints: which
-    of them is what it prints; absent: why it cannot run here.
+    of them is what it prints; absent: why it cannot run there.
     """
 
     words: Callable[[Place], list[str]]
@@ -73,7 +76,7 @@ class Part:
     after: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     prints: str | None = None
-    absent: str | None = None
+    absent: Callable[[Place], str | None] = lambda place: None
 
     @property
     def interrupts(self) -> bool:
@@ -94,7 +97,7 @@ def _check() -> Part:
         ]
 
     absent = None if "check" in COMMANDS else "there is no command `apart-fast check` yet"
-    return Part(words, 60, "guess", files=("check.json",), prints="check.json", absent=absent)
+    return Part(words, 60, "guess", files=("check.json",), prints="check.json", absent=lambda place: absent)
 
 
 def _verify(name: str, seconds: float, how: str, *places: str) -> Part:
@@ -163,6 +166,23 @@ def _profile(name: str, batch: int) -> Part:
     return Part(words, seconds, "start, 20 s of tracing, 1,200 steps or their floor", needs=SPEED, after=("data",))
 
 
+def _scaling() -> Part:
+    def words(place: Place) -> list[str]:
+        ranks = 2 if place.dry else torch.cuda.device_count()
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        size = ["--width", "0.0625", "--batch", "4", "--rounds", "1"] if place.dry else ["--batch", "128"]
+        where = ["--device", place.device, "--out", str(place.out / PENDING / "scaling.json")]
+        return [*torchrun, "-m", "benchmarks.scaling", *size, *where]
+
+    def absent(place: Place) -> str | None:
+        alone = not place.dry and torch.cuda.device_count() < 2
+        return "there is one GPU: nothing to communicate with" if alone else None
+
+    seconds = 2 * START + 4 * 11 * 2 * step("apart", 128)
+    how = "start, processes that find each other, 11 rounds of four kinds of step"
+    return Part(words, seconds, how, needs=SPEED, files=("scaling.json",), absent=absent)
+
+
 def _evaluation(name: str, run: str, *attacks: str) -> Part:
     def words(place: Place) -> list[str]:
         known = [a for a in attacks if a != "autoattack" or (AUTOATTACK and not place.dry)]
@@ -221,6 +241,7 @@ PARTS: dict[str, Part] = {
     "verify-loaders": _verify("verify-loaders", 60, "guess", "loaders/test_loaders.py"),
     "verify-commands": _verify("verify-commands", 150, "guess: ten small runs", "training/test_gpu.py", "measure"),
     "profile-512": _profile("profile-512", 512),
+    "scaling": _scaling(),
     "pgd-10-30": _training("pgd-10-30", "pgd-10", 30),
     "fgsm-30": _training("fgsm-30", "fgsm", 30),
     "evaluation-speed": _speed("evaluation-speed", _EVALUATION_SPEED, "eight rounds of PGD-20 on 10,000, three ways"),

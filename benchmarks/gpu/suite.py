@@ -146,7 +146,7 @@ def _plan(config: Config, suite: Suite, budget: float | None) -> tuple[list[str]
     names = with_needs(config.parts or PARTS, passed)
     done = [name for name in names if name in passed]
     names = [name for name in names if name not in passed]
-    absent = {name: reason for name in names if (reason := PARTS[name].absent) is not None}
+    absent = {name: reason for name in names if (reason := PARTS[name].absent(suite.place)) is not None}
     names = [name for name in names if name not in absent]
     seconds = {name: seconds_left(name, suite.place) for name in names}
     chosen, out = (names, {}) if budget is None else choose(names, budget, seconds)

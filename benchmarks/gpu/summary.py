@@ -230,6 +230,18 @@ def _profiles(out: Path) -> Lines:
     return _rows(head, rows)
 
 
+def _scaling(out: Path) -> Lines:
+    found = read(out / "scaling.json")
+    rates, silent = found.get("images_per_second") or {}, found.get("silent_over") or {}
+    alone = next(iter(rates.values()), None)
+    rows = [
+        [kind, f"{rate:,.0f}", f"{rate / alone:.2f}", f"{1 - silent[kind]['median']:.1%}" if kind in silent else ""]
+        for kind, rate in rates.items()
+    ]
+    head = [f"{found.get('ranks')} ranks, batch {found.get('batch')} each", "images/s", "times one", "communication"]
+    return _rows(head, rows)
+
+
 def _trainings(out: Path) -> Lines:
     rows = []
     for config in sorted(out.glob("*/config.json")) + sorted(out.glob("methods-paper/*/config.json")):
@@ -273,6 +285,7 @@ SECTIONS: dict[str, Callable[[Path], Lines]] = {
     "A training step": _steps,
     "Kernels": _kernels,
     "Profiles": _profiles,
+    "Several GPUs": _scaling,
     "Trainings": _trainings,
     "Further evaluations": _evaluations,
     "Epochs, evaluation, loaders": _others,

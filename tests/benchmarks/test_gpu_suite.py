@@ -13,13 +13,14 @@ import sys
 import pytest
 import torch
 import tyro
+from torch.distributed.run import get_args_parser
 
 from apart_fast.cli import guarded
 from apart_fast.commands.table import COMMANDS
 from apart_fast.errors import UserError
 from apart_fast.runs.config import EvaluateConfig, TrainConfig
 from apart_fast.runs.recipes import RECIPES
-from benchmarks import gpu_suite, methods
+from benchmarks import gpu_suite, methods, scaling
 from benchmarks.gpu import data, estimates, parts, plan, running, suite, summary
 
 REAL = ("verify-kernels", "step-speed", "data", "apart-30", "strong-autoattack")
@@ -49,6 +50,10 @@ def parse(words, name, out):
     if program == "benchmarks/gpu/data.py":
         return tyro.cli(data.Config, args=flags)
     assert program == "-m"
+    if flags[0] == "torch.distributed.run":
+        started = get_args_parser().parse_args(flags[1:])
+        assert started.module and started.training_script == "benchmarks.scaling" and int(started.nproc_per_node) >= 2
+        return tyro.cli(scaling.Config, args=started.training_script_args)
     if flags[:2] == ["apart_fast.cli", "evaluate"]:
         return tyro.cli(EvaluateConfig, args=flags[2:])
     if flags[:2] == ["apart_fast.cli", "check"]:
@@ -61,7 +66,8 @@ def parse(words, name, out):
 
 
 @pytest.mark.parametrize("dry", [False, True], ids=["gpu", "dry"])
-def test_every_command_is_one_that_its_program_takes(tmp_path, dry):
+def test_every_command_is_one_that_its_program_takes(monkeypatch, tmp_path, dry):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     place = parts.Place(tmp_path / "data", tmp_path, dry)
     (tmp_path / "data.json").write_text("{}")
     for name, part in parts.PARTS.items():
@@ -69,6 +75,15 @@ def test_every_command_is_one_that_its_program_takes(tmp_path, dry):
         if isinstance(config, TrainConfig):
             assert (config.device, config.amp) == (("cpu", False) if dry else ("cuda", True))
             assert config.recipe in RECIPES and part.seconds > 0
+
+
+def test_processes_are_as_many_as_gpus(ran, monkeypatch, tmp_path, capsys):
+    ran("scaling")
+    assert states(tmp_path)["scaling"] == "left out" and "there is one GPU" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    seen = []
+    ran("scaling", codes={"scaling": lambda words: seen.append(words) or 0})
+    assert states(tmp_path)["scaling"] == "passed" and seen[0][4:6] == ["4", "-m"]
 
 
 def test_needs_come_first():
@@ -303,6 +318,11 @@ def test_a_dry_pass_starts_every_part_and_its_page_is_complete(monkeypatch, tmp_
             (config.out / ("profile.json" if config.profile else "summary.json")).write_text(text)
             if name == "strong":  # judged for real
                 os.symlink(out / "apart-30" / "best.pt", config.out / "best.pt")
+        if name == "scaling":
+            rates = {"rank 0 alone": 100.0, "all, one flat all-reduce": 190.0}
+            told = {"ranks": 2, "batch": 4, "images_per_second": rates}
+            told["silent_over"] = {"all, one flat all-reduce": {"median": 0.95}}
+            config.out.write_text(json.dumps(told))
         if name == "check":
             line = {"what": "start", "verdict": "ok", "text": "largest error 0", "data": {}}
             options["prints"].write_text(json.dumps({"right": True, "checks": {"kernels": [line]}}))
@@ -311,7 +331,7 @@ def test_a_dry_pass_starts_every_part_and_its_page_is_complete(monkeypatch, tmp_
     monkeypatch.setattr(running, "run_slice", run_slice)
     monkeypatch.chdir(tmp_path)
     assert guarded(lambda: gpu_suite.main(gpu_suite.Config(dry=True, out=out))) == 0
-    absent = {name for name, part in parts.PARTS.items() if part.absent}
+    absent = {name for name, part in parts.PARTS.items() if part.absent(parts.Place(tmp_path, out, dry=True))}
     assert {name for name, state in states(tmp_path).items() if state != "passed"} == absent
     assert len(states(tmp_path)) == len(parts.PARTS) and absent <= {"check"}
     text = (out / "summary.md").read_text()
@@ -320,3 +340,4 @@ def test_a_dry_pass_starts_every_part_and_its_page_is_complete(monkeypatch, tmp_
     dashes = {line.split("|")[1].strip() for line in short if "| -" in line and "---" not in line}
     assert dashes <= {"APART step faster than the released step in bfloat16", *(["checks"] if absent else [])}
     assert "| apart, batch 128, float32 |" in text and "| strong | pgd-20 |" in text and "| verify-kernels |" in text
+    assert "| all, one flat all-reduce | 190 | 1.90 | 5.0% |" in text
