@@ -26,6 +26,8 @@ def _count(low: int, high: int = 10**9) -> Bounds:
     return Bounds(low, high, whole=True)
 
 
+_PHYSICAL = Bounds(1, 10**21)  # bytes, or operations or bytes a second
+
 # what every flag of this name takes, and the argument of `Apart` (`decay` is step_decay); beyond it no run would end,
 # or nothing of it would be finite
 BOUNDS = {
@@ -38,6 +40,10 @@ BOUNDS = {
     "momentum": Bounds(0, 1), "label_smoothing": Bounds(0, 1, below=True), "ema": Bounds(0, 1, below=True),
     "every": _count(1), "val_every": _count(1), "log_every": _count(1), "checkpoint_every": _count(1),
     "keep_weights": _count(0),
+    "image_size": _count(1, 10**4), "channels": _count(1, 1000), "classes": _count(2, 10**6),
+    "gpus": _count(1, 10**6), "gpus_per_host": _count(1, 1000),
+    "flops": _PHYSICAL, "memory": _PHYSICAL, "memory_rate": _PHYSICAL, "pcie": _PHYSICAL, "nvlink": _PHYSICAL,
+    "network": _PHYSICAL, "host_memory": _PHYSICAL, "disk_rate": _PHYSICAL, "loader_rate": _PHYSICAL,
 }  # fmt: skip
 
 

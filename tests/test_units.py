@@ -3,7 +3,7 @@
 import pytest
 
 from apart_fast.errors import UserError
-from apart_fast.units import parse_eps
+from apart_fast.units import check_seed, parse_eps
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,8 @@ from apart_fast.units import parse_eps
         (0, 0.0),
         (1, 1.0),
         ("1e-3", 1e-3),
+        ("1e-30", 1e-30),
+        ("0.0e-400", 0.0),
     ],
 )
 def test_parse_eps(value, eps):
@@ -39,6 +41,11 @@ def test_parse_eps(value, eps):
         ("1/0", "not a number"),
         ("eight", "not a number"),
         ("8/255/2", "not a number"),
+        ("1e-400", "eps 1e-400 is too small"),
+        ("8e-400/255", "too small"),
+        ("8/1e400", "too small"),
+        ("-1e-400", "too small"),
+        (1e-50, "too small"),
         ("", "not a number"),
         (None, "not a number"),
     ],
@@ -46,3 +53,10 @@ def test_parse_eps(value, eps):
 def test_parse_eps_refuses(value, message):
     with pytest.raises(UserError, match=message):
         parse_eps(value)
+
+
+def test_seeds_are_what_every_generator_takes():
+    assert [check_seed(seed) for seed in (0, 2**63 - 1)] == [0, 2**63 - 1]
+    for seed in (-1, 2**63, 2**64, 1.0, True, "1", None):
+        with pytest.raises(UserError, match="from 0 to 2"):
+            check_seed(seed)

@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from apart_fast.analysis import output
 from apart_fast.analysis.cache import ResultCache, result_key
-from apart_fast.analysis.directions import fgsm_delta, noise_delta
+from apart_fast.analysis.directions import fgsm_delta, input_gradient, noise_delta
 from apart_fast.analysis.groups import group_runs
 from apart_fast.analysis.inputs import every_nth, judged_data, open_reference, open_runs
 from apart_fast.analysis.pictures.collapse import draw
 from apart_fast.analysis.settings import CollapseConfig
 from apart_fast.device import pick_device
 from apart_fast.evaluation import attacks
+from apart_fast.evaluation.gradient import without_gradient
 from apart_fast.evaluation.judge import Z_95, evaluate, reproducible, wilson
 from apart_fast.loaders import Split, fingerprint
 from apart_fast.runs.checkpoint import load_network
@@ -47,19 +48,21 @@ class _Judge:
         self._key = result_key(reference, {})  # of its contents
 
     def checkpoint(self, one: Run, epoch: int) -> tuple[dict[str, int], Tensor]:
-        """Number of right answers (clean, pgd-20), and those of the reference on this checkpoint's FGSM images (bool
-        [N])."""
+        """Number of right answers (clean, pgd-20) and of images without a gradient (no-gradient), and right answers of
+        the reference on this checkpoint's FGSM images (bool [N])."""
         weights = one.weights[epoch]
         model = cache(lambda: load_network(weights, self._device))  # only read where something is missing
-        counts = self._kept(weights, ["clean", "pgd-20"], self._is_count, lambda: self._evaluate(model()))
+        names = ["clean", "pgd-20", "no-gradient"]
+        counts = self._kept(weights, names, self._is_count, lambda: self._evaluate(model()))
         moved = self._kept(
             weights, ["transfer"], self._is_marks, lambda: {"transfer": self._fooled_by(model())}, reference=self._key
         )
         return counts, _from_marks(moved["transfer"])
 
     def reference(self) -> dict[str, Tensor]:
-        """Right answers of the reference (bool [N]) on clean images, on its own FGSM images, and on draws of noise."""
-        names = ["clean", "own-fgsm", *(f"noise-{i}" for i in range(DRAWS))]
+        """Right answers of the reference (bool [N]) on clean images, on its own FGSM images, and on draws of noise; and
+        where it has no gradient (no-gradient)."""
+        names = ["clean", "own-fgsm", "no-gradient", *(f"noise-{i}" for i in range(DRAWS))]
         kept = self._kept(self._path, names, self._is_marks, self._judge_reference)
         return {name: _from_marks(marks) for name, marks in kept.items()}
 
@@ -91,28 +94,39 @@ class _Judge:
             device=self._device,
             progress=False,
         )
-        return {name: result.correct for name, result in report.attacks.items()}
+        # what the transfer is made of, and what PGD stood still at
+        blind = max(self._blind(model).count("1"), report.attacks["pgd-20"].unsearched)
+        return {name: result.correct for name, result in report.attacks.items()} | {"no-gradient": blind}
+
+    def _blind(self, model: nn.Module) -> str:
+        """For each image "1" where the network has no gradient, else "0"."""
+        return self._marks(lambda x, y: without_gradient(input_gradient(model, x, y)))
 
     def _fooled_by(self, model: nn.Module) -> str:
-        return self._marks(lambda x, y: fgsm_delta(model, x, y, self._eps))
+        return self._right(lambda x, y: fgsm_delta(model, x, y, self._eps))
 
     def _judge_reference(self) -> dict[str, str]:
         generator = torch.Generator().manual_seed(self._config.seed)
-        noise = [self._marks(lambda x, y: noise_delta(x, self._eps, generator)) for _ in range(DRAWS)]
+        noise = [self._right(lambda x, y: noise_delta(x, self._eps, generator)) for _ in range(DRAWS)]
         return {
-            "clean": self._marks(lambda x, y: torch.zeros_like(x)),
+            "clean": self._right(lambda x, y: torch.zeros_like(x)),
             "own-fgsm": self._fooled_by(self._reference),
+            "no-gradient": self._blind(self._reference),
             **{f"noise-{i}": marks for i, marks in enumerate(noise)},
         }
 
-    def _marks(self, delta: Callable[[Tensor, Tensor], Tensor]) -> str:
+    def _right(self, delta: Callable[[Tensor, Tensor], Tensor]) -> str:
         """For each image "1" where the reference is right on images + delta(images, labels), else "0"."""
+        size = self._config.batch_size
+        return self._marks(lambda x, y: attacks.correct(self._reference, x + delta(x, y), y, size))
+
+    def _marks(self, holds: Callable[[Tensor, Tensor], Tensor]) -> str:
+        """For each image "1" where holds(images, labels), bool [B], else "0"."""
         marks, size = [], self._config.batch_size
         with reproducible():
             for images, labels in zip(self._split.images.split(size), self._split.labels.split(size), strict=True):
                 x, y = images.to(self._device).float().div(255), labels.to(self._device)
-                right = attacks.correct(self._reference, x + delta(x, y), y, size)
-                marks += ["1" if mark else "0" for mark in right.tolist()]
+                marks += ["1" if mark else "0" for mark in holds(x, y).tolist()]
         return "".join(marks)
 
 
@@ -183,6 +197,7 @@ def _known(reference: Run, path: Path, right: dict[str, Tensor]) -> dict:
         "weights": path.name,
         "clean": _proportion(int(right["clean"].sum()), n),
         "own_fgsm": _proportion(int(right["own-fgsm"].sum()), n),
+        "no_gradient": int(right["no-gradient"].sum()),
         # the draws share their images: the interval is that of n images
         "noise": {**_proportion(noise.sum().item(), n), "draws": draws},
     }
@@ -194,7 +209,8 @@ def _point(epoch: int, counts: dict[str, int], moved: Tensor, right: dict[str, T
     clean, pgd20: of the checkpoint; transfer: of the reference on the checkpoint's FGSM images; each {accuracy, low,
     high} with the 95 % Wilson interval. above_noise: transfer minus accuracy under random noise, {difference, low,
     high} with the normal 95 % interval of the paired difference (both are of the same images). way_to_noise: share of
-    the way from the reference's own FGSM (0) to random noise (1), None where noise does as much harm.
+    the way from the reference's own FGSM (0) to random noise (1), None where noise does as much harm. no_gradient: number
+    of images at which the checkpoint, or its PGD-20, had no gradient: they stand, and their FGSM images are clean.
     """
     n = len(moved)
     paired = moved.double() - _noise(right)
@@ -208,6 +224,7 @@ def _point(epoch: int, counts: dict[str, int], moved: Tensor, right: dict[str, T
         "transfer": transfer,
         "above_noise": {"difference": difference, "low": difference - half, "high": difference + half},
         "way_to_noise": (transfer["accuracy"] - own) / (noise - own) if noise > own else None,
+        "no_gradient": counts["no-gradient"],
     }
 
 
@@ -267,4 +284,8 @@ def run(config: CollapseConfig) -> None:
     paths = output.save(config.out, "collapse", numbers, lambda: draw(numbers))
     for one in numbers["runs"]:
         print(describe(one, numbers["reference"]))
+        counts = {f"epoch {point['epoch']}": point["no_gradient"] for point in one["points"]}
+        output.say_blind(one["name"], counts, numbers["images"])
+    reference = numbers["reference"]
+    output.say_blind(reference["name"], {reference["weights"]: reference["no_gradient"]}, numbers["images"])
     print("written: " + ", ".join(str(path) for path in paths))

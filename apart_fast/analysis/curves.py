@@ -84,32 +84,34 @@ def judged(config: CurvesConfig, runs: Sequence[Run]) -> tuple[str, list[dict]]:
         for one in runs:
             pairs = []
             for file in one.weights.values():
-                pairs.append(cache.get_or_make(result_key(file, settings), _is_pair, partial(judge, file)))
+                pairs.append(cache.get_or_make(result_key(file, settings), _is_result, partial(judge, file)))
                 bar.update()
             epochs = list(one.weights)
-            clean, robust = (list(column) for column in zip(*pairs, strict=True))
+            clean, robust, blind = (list(column) for column in zip(*pairs, strict=True))
             found.append(
                 {"images": len(split), "epochs": epochs, "robust": robust, "clean_epochs": epochs, "clean": clean}
+                | {"no_gradient": blind}
             )
     return "test_pgd20", found
 
 
-def _is_pair(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
+def _is_result(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(v, int | float) for v in value)
 
 
 def _judge(config: CurvesConfig, model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> list[float]:
-    """[clean, PGD-20 accuracy]"""
+    """[clean, PGD-20 accuracy, images that stand under PGD-20 without a gradient to follow]"""
     settings: dict[str, Any] = dict(eps=config.eps, batch_size=config.batch_size, seed=config.seed, progress=False)
     attacks = evaluate(model, images, labels, attacks=("clean", "pgd-20"), **settings).attacks
-    return [attacks["clean"].accuracy, attacks["pgd-20"].accuracy]
+    return [attacks["clean"].accuracy, attacks["pgd-20"].accuracy, attacks["pgd-20"].unsearched]
 
 
 def measure(config: CurvesConfig) -> dict:
     """The numbers: accuracies are fractions, epochs count from 1.
 
     `runs`: for each run the accuracies of its epochs, `best` ({epoch, value}; the first one where several are equal),
-    `last`, `drop` = best - last, and the epochs that the run itself called collapsed. `methods`: for each label
+    `last`, `drop` = best - last, and the epochs that the run itself called collapsed; judged anew, also `no_gradient`,
+    how many images of each epoch stand because there was no gradient to follow. `methods`: for each label
     `seeds`, and of best, last and drop {mean, min, max} over them.
 
     Raises:
@@ -179,5 +181,8 @@ def run(config: CurvesConfig) -> None:
     numbers = measure(config)
     for label, summary in numbers["methods"].items():
         print(describe(label, summary))
+    for one in numbers["runs"]:
+        epochs = [f"epoch {epoch}" for epoch in one["epochs"]]
+        output.say_blind(one["name"], dict(zip(epochs, one.get("no_gradient", []), strict=False)), one["images"])
     for path in output.save(config.out, "curves", numbers, lambda: draw(numbers)):
         print(path)

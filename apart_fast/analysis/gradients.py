@@ -24,7 +24,7 @@ from apart_fast.runs.checkpoint import load_network
 from apart_fast.runs.reading import Run
 from apart_fast.units import parse_eps
 
-_MEASURES = ("fgsm_pgd_cosine", "gradient_alignment", "fgsm_gain", "pgd_gain", "input_gradient")
+_MEASURES = ("fgsm_pgd_cosine", "gradient_alignment", "fgsm_gain", "pgd_gain", "no_gradient", "input_gradient")
 
 
 # ---- runs
@@ -132,5 +132,8 @@ def run(config: GradientsConfig) -> None:
     numbers = measure(config)
     for one in numbers["runs"]:
         print(describe(one))
+        counts = [round(share * numbers["images"]) for share in one["no_gradient"]]
+        epochs = [f"epoch {epoch}" for epoch in one["epochs"]]
+        output.say_blind(one["name"], dict(zip(epochs, counts, strict=True)), numbers["images"])
     for path in output.save(config.out, "gradients", numbers, lambda: draw(numbers)):
         print(path)

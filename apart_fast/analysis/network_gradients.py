@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from apart_fast.analysis.directions import fgsm_delta, input_gradient, pgd_delta
 from apart_fast.errors import UserError
 from apart_fast.evaluation.attacks import predict
+from apart_fast.evaluation.gradient import without_gradient
 from apart_fast.models.channels_last import PlainLayout
 from apart_fast.models.default_points import default_points
 from apart_fast.models.modes import frozen
@@ -108,6 +109,7 @@ def alignment(model: nn.Module, images: Tensor, labels: Tensor, noise: Tensor, e
     `gradient_alignment`: between the gradients at x and at x + noise, the measure of GradAlign (Andriushchenko &
     Flammarion, arXiv 2007.02617, eq. 5, as a cosine, not one minus it).
     `fgsm_gain`, `pgd_gain`: cross-entropy at x + delta less that at x.
+    `no_gradient`: 1 where the gradient at x is not finite or zero everywhere, else 0; such images have no cosine.
 
     Args:
         model: in eval mode.
@@ -123,6 +125,7 @@ def alignment(model: nn.Module, images: Tensor, labels: Tensor, noise: Tensor, e
         "gradient_alignment": cosine(here, beside),
         "fgsm_gain": _losses(model, images + fgsm, labels) - clean,
         "pgd_gain": _losses(model, images + pgd, labels) - clean,
+        "no_gradient": without_gradient(here),
     }
 
 

@@ -1,6 +1,6 @@
 """Where an analysis leaves its numbers and its picture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -29,6 +29,20 @@ def check(out: Path, name: str) -> None:
             if path.exists() and not numbers.exists():
                 raise UserError(f"{path} is of no analysis ({numbers.name} is not beside it): choose another --out")
             check_output(path, kind)
+
+
+def say_blind(name: str, counts: Mapping[object, int], images: int) -> None:
+    """Print a line where images had no gradient (not finite, or zero everywhere) to measure or to attack with.
+
+    Args:
+        name: of the run; counts: of such images among `images`, for each epoch (or other name of the weights).
+    """
+    worst = max(counts, key=lambda epoch: counts[epoch], default=None)
+    if worst is not None and counts[worst]:
+        print(
+            f"{name}: up to {counts[worst]} of {images} images have no gradient ({worst}): what stands there is no "
+            "measure of robustness"
+        )
 
 
 def save(out: Path, name: str, numbers: dict, draw: Callable[[], Figure]) -> list[Path]:

@@ -19,6 +19,7 @@ from apart_fast.analysis.pictures.perturbations import Picture, Row, draw
 from apart_fast.analysis.settings import PerturbationsConfig
 from apart_fast.device import pick_device
 from apart_fast.errors import UserError
+from apart_fast.evaluation.gradient import without_gradient
 from apart_fast.evaluation.judge import Z_95, reproducible
 from apart_fast.loaders import Split
 from apart_fast.runs.checkpoint import load_network
@@ -108,10 +109,12 @@ def _measure(images: _Images, model: nn.Module, eps: float, reference: Tensor | 
 
     def look(x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         delta = fgsm_delta(model, x, y, eps)
+        gradient = input_gradient(model, x, y)
         values = basics(delta, eps) | {"like_pgd": correlation(delta, pgd_delta(model, x, y, eps))}
         for target in islice(targets, 1):
             values["like_reference"] = correlation(delta, target.to(delta))
-        return delta, values | {"follows_edges": follows_edges(input_gradient(model, x, y), x)}
+        values["no_gradient"] = without_gradient(gradient).double()
+        return delta, values | {"follows_edges": follows_edges(gradient, x)}
 
     return images.measure(look)
 
@@ -121,7 +124,9 @@ def _measure_reference(images: _Images, model: nn.Module, eps: float) -> tuple[d
 
     def look(x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         delta = pgd_delta(model, x, y, eps)
-        return delta, basics(delta, eps) | {"follows_edges": follows_edges(input_gradient(model, x, y), x)}
+        gradient = input_gradient(model, x, y)
+        values = basics(delta, eps) | {"no_gradient": without_gradient(gradient).double()}
+        return delta, values | {"follows_edges": follows_edges(gradient, x)}
 
     return images.measure(look)
 

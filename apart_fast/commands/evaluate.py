@@ -50,7 +50,6 @@ def run(config: EvaluateConfig) -> None:
         progress=config.progress,
     )
     print(f"{config.checkpoint}: {describe(asdict(report))}")
-    atomic_write(
-        out, to_json({"checkpoint": config.checkpoint, "dataset": name, **asdict(report), "environment": environment()})
-    )
+    found = {"checkpoint": config.checkpoint, "dataset": name, **asdict(report), "cautions": report.cautions}
+    atomic_write(out, to_json({**found, "environment": environment()}))
     print(f"report: {out}")

@@ -76,7 +76,8 @@ def differentiate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Ten
         logits = predict(model, leaf)
         # a sum: the gradient of an image does not shrink with the batch
         loss = ascent_loss(logits, ordinary(labels)).sum()
-        (gradient,) = torch.autograd.grad(loss, leaf)
+        (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True) if loss.requires_grad else (None,)
+    gradient = torch.zeros_like(images) if gradient is None else gradient  # the model detaches its pixels
     return gradient.contiguous(), logits.detach()
 
 

@@ -27,6 +27,21 @@ def check_model(model: object) -> None:
         raise UserError(f"the model is a {type(model).__name__}: give a torch.nn.Module that takes [B, C, H, W] pixels")
 
 
+def check_device(device: torch.device | str) -> torch.device:
+    """`device`, if there is such a one.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"unknown device {device!r}: give cpu, cuda or cuda:1") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {found}: torch sees {torch.cuda.device_count()} GPUs; give cpu, or none")
+    return found
+
+
 def check_images(images: object) -> None:
     """Refuse what are no raw images.
 

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from apart_fast.errors import UserError
 from apart_fast.evaluation.attacks import ordinary
 from apart_fast.evaluation.caution import cautions, mark
-from apart_fast.evaluation.checks import check_classes, check_counts, check_images, check_labels, check_model
+from apart_fast.evaluation.checks import (
+    check_classes,
+    check_counts,
+    check_device,
+    check_images,
+    check_labels,
+    check_model,
+)
 from apart_fast.evaluation.jobs import RUN, Attacked, Job, Outcome
 from apart_fast.evaluation.names import parse_attacks
 from apart_fast.models.channels_last import any_layout
@@ -210,7 +217,7 @@ class Evaluator:
         device = self._device
         if device is None:
             device = torch.device("cpu") if parameter is None else parameter.device
-        device = torch.device(device)
+        device = check_device(device)
         results = {}
         with (
             torch.inference_mode(False),

@@ -28,7 +28,7 @@ def parse_attack(name: str) -> tuple[str, int | None]:
             raise UserError(f"attack {name!r}: {base} takes no number of steps")
         return base, None
     if _TOO_MANY.fullmatch(number):
-        raise UserError(f"attack {name!r} would not end: give at most {base}-{MOST_STEPS}")
+        raise UserError(f"attack {name[:24]!r} would not end: give at most {base}-{MOST_STEPS}")
     if not re.fullmatch("[1-9][0-9]*", number):
         raise UserError(f"attack {name!r}: write the number of steps like {base}-20")
     return base, int(number)
@@ -40,7 +40,9 @@ def parse_attacks(names: Sequence[str], restarts: int) -> dict[str, tuple[str, i
     Raises:
         UserError: see there; no name at all, or more steps in all restarts than would ever end.
     """
-    parsed = {name: parse_attack(name) for name in ([names] if isinstance(names, str) else names)}
+    if isinstance(names, str):
+        raise UserError(f"attacks {names!r} is text: give a list of names, such as ({names!r},)")
+    parsed = {name: parse_attack(name) for name in names}
     if not parsed:
         raise UserError("no attack is given: name some of clean, fgsm, pgd-K, autoattack")
     for name, (_, steps) in parsed.items():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from apart_fast.evaluation.caution import mark
 from apart_fast.report.text import NOTHING, count, duration, number, percent, plain, scaled
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.reading import Run, points
@@ -14,13 +15,15 @@ PLACES = ("out", "resume")  # settings that say nothing of the training
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share of images with its 95 % interval, if it has one; `note` says of what."""
+    """A share of images with its 95 % interval, if it has one; `note` says of what, `caution` why it must not be
+    quoted."""
 
     text: str
     value: float
     low: float | None = None
     high: float | None = None
     note: str = ""
+    caution: str = ""
 
     @property
     def interval(self) -> str:
@@ -40,7 +43,7 @@ def accuracy(result: object, note: str = "") -> Accuracy | None:
     """Of a result as `evaluate` writes it; None if it is none."""
     if not isinstance(result, dict) or (value := number(result, "accuracy")) is None:
         return None
-    return Accuracy(percent(value), value, number(result, "low"), number(result, "high"), note)
+    return Accuracy(percent(value), value, number(result, "low"), number(result, "high"), note, mark(result))
 
 
 def attack_title(name: str) -> str:
@@ -253,7 +256,7 @@ def card(run: Run) -> dict:
 
 def _in_short(value: object, without: Sequence[object]) -> object:
     if (found := accuracy(value)) is not None and found.interval:
-        return f"{found.text} {found.interval}"
+        return f"{found.text} {found.interval}" + (f" ({found.caution})" if found.caution else "")
     if isinstance(value, dict):
         return {key: _in_short(item, without) for key, item in value.items() if item not in without}
     if isinstance(value, list) and any(isinstance(item, dict | list | str) for item in value):

@@ -176,7 +176,7 @@ def test_the_step_of_an_attack_can_be_captured(amp, monkeypatch):
         labels = torch.zeros(16, dtype=torch.int64, device=CUDA)
         step = attacks.KeptSteps().get(model, x, 16, 8, 2 / 255, 8 / 255)
         assert isinstance(step, attacks._GraphedStep) and cuda.launches["projected_step"] == WARM_UP + 1
-        assert step(x[:5], x[:5], labels[:5], labels[:5].bool()).device == CUDA
+        assert step(x[:5], x[:5], labels[:5], labels[:5].to(torch.uint8)).device == CUDA
     attacks._capture_stream.cache_clear()
 
 

@@ -20,6 +20,8 @@ from apart_fast.report.pictures import COLOURS, curves_figure
 from apart_fast.report.settings import ReportConfig
 from apart_fast.report.text import duration, percent, scaled
 from apart_fast.report.write import run, write_report
+from apart_fast.runs.card import write_card
+from apart_fast.runs.folder import RunFolder
 from apart_fast.runs.reading import read_runs
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
@@ -319,3 +321,21 @@ def test_no_energy_where_nothing_tells(nvml, monkeypatch):
     for meter in meters:
         meter.start()
         assert meter.read() is None
+
+
+def test_a_figure_that_is_no_measure_is_marked_on_page_and_card(own, tmp_path):
+    summary = json.loads((own / "summary.json").read_text())
+    for report in summary["test"].values():
+        report["attacks"]["pgd-20"] |= {"correct": 7, "gradient_not_finite": 4, "gradient_zero": 2}
+    change(own / "summary.json", test=summary["test"])
+    found = summary["test"]["last"] | {"logits_nan": 3, "cautions": [], "environment": {}}
+    (own / "evaluation.json").write_text(json.dumps(found))
+    words = "no measure of robustness: of 7 images that stand, 6 had no gradient to follow (4 not finite, 2 all zero)"
+    (own / "card.json").unlink()
+    assert page([own], tmp_path / "report.html").text.count(words) >= 2  # the test's, and the further evaluation's
+    assert words in page([own, shutil.copytree(own, tmp_path / "other")], tmp_path / "both.html").text
+
+    write_card(RunFolder(own), read_runs([own])[0].config)
+    caveats = json.loads((own / "card.json").read_text())["caveats"]
+    assert f"test, best weights: pgd-20: {words}" in caveats and f"evaluation: pgd-20: {words}" in caveats
+    assert "evaluation: logits are NaN for 3 of 9 images, which count as wrong" in caveats

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from apart_fast.cli import main
-from apart_fast.evaluation import attacks, judge
+from apart_fast.evaluation import attacks, jobs, judge
 from apart_fast.runs.config import TrainConfig
 from apart_fast.step.methods import get_method
 from apart_fast.training import trainer
@@ -13,8 +13,8 @@ from tests.evaluation.networks import Linear, data
 
 def test_a_run_folds_its_network_once(settings, tmp_path, monkeypatch):
     """Three epochs with a probe each, and validation after each; the last judgements are cut off."""
-    folds, real = [], judge.Folded
-    monkeypatch.setattr(judge, "Folded", lambda *args: folds.append(args) or real(*args))
+    folds, real = [], jobs.Folded
+    monkeypatch.setattr(jobs, "Folded", lambda *args: folds.append(args) or real(*args))
     monkeypatch.setattr(trainer, "finish", lambda *_: {})
     with pytest.raises(SystemExit) as end:
         main(["train", *settings, "--val-every", "1", "--out", str(tmp_path / "run")])
