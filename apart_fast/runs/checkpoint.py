@@ -80,8 +80,7 @@ def read(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> d
     """The dictionary in a file that `save` has written, whose checksums are right and whose tensors are `unsound` in
     nothing; what is in it is not looked at further.
 
-    All of the file is read twice, the second time from the system's cache: 560 MB take some 0.4 s more than torch does
-    (one core of a server of 2023).
+    All of the file is read twice, the second time from the system's cache: about twice as long as torch alone needs.
 
     Raises:
         Damaged: it is not.
