@@ -10,7 +10,7 @@ from apart_fast.parallel.world import World
 from apart_fast.runs import checkpoint, shards
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
-from apart_fast.training.saver import Saver
+from apart_fast.training.saver import Saver, Write
 from apart_fast.training.setup import Parts
 from apart_fast.training.state import Progress, TrainingState
 
@@ -103,7 +103,8 @@ class Keeper:
     def _save(self, progress: Progress | None = None) -> None:
         folder, us = self._folder.path, self._us
         if us.size == 1:
-            self._saver.save(LAST, self._folder.last, lambda: self._state.contents(progress))
+            write = self._removing("") if self._kept else None  # what several have left, when they are gone on from
+            self._saver.save(LAST, self._folder.last, lambda: self._state.contents(progress), write)
         else:
             state = self._state.contents(progress)  # asks all ranks
             at = progress or self._state.progress
@@ -111,20 +112,26 @@ class Keeper:
             self._saver.save(RANK, shards.path_of(folder, name, us.rank), self._state.of_rank, shards.save)
             if us.first:
                 state["ranks"] = {"name": name, "size": us.size, "total": len(self._parts.splits.train)}
-                self._kept.append(name)
-                # listed now: by when last.pt is written, another rank may have begun with the next
-                left = shards.others(folder, set(self._kept))
-
-                def write(path: Path, state: dict) -> None:
-                    try:
-                        shards.wait_for(folder, name, us.size, lambda: self._alone or us.others_end())
-                    except shards.Unwritten as error:
-                        raise us.lost(error) from error
-                    checkpoint.save(path, state)
-                    shards.remove(left)
-
-                self._saver.save(LAST, self._folder.last, lambda: state, write)
+                self._saver.save(LAST, self._folder.last, lambda: state, self._removing(name))
         self._since = time.perf_counter()
+
+    def _removing(self, name: str) -> Write:
+        """Writes a checkpoint when what it names is there, and removes what neither it nor the one before names."""
+        folder, us = self._folder.path, self._us
+        self._kept.append(name)
+        # listed now: by when last.pt is written, another rank may have begun with the next
+        left = shards.others(folder, set(self._kept))
+
+        def write(path: Path, state: dict) -> None:
+            if us.size > 1:
+                try:
+                    shards.wait_for(folder, name, us.size, lambda: self._alone or us.others_end())
+                except shards.Unwritten as error:
+                    raise us.lost(error) from error
+            checkpoint.save(path, state)
+            shards.remove(left)
+
+        return write
 
     def went_on_from(self, record: dict) -> None:
         """Leave what the ranks have written for the checkpoint that says `record` until it is the last but one."""

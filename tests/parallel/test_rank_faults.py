@@ -34,12 +34,16 @@ def us(monkeypatch):
     dist.destroy_process_group()
 
 
-@pytest.fixture
-def keeper(us, tmp_path):
+def make_keeper(us, tmp_path):
     state = {"model": {"a": torch.zeros(3)}, "description": {}, "dataset": "none"}
     known = SimpleNamespace(contents=lambda progress: dict(state), of_rank=lambda: {"kind": shards.KIND})
     parts = SimpleNamespace(splits=SimpleNamespace(train=range(9)))
     return Keeper(TrainConfig(), RunFolder(tmp_path), parts, known, us)
+
+
+@pytest.fixture
+def keeper(us, tmp_path):
+    return make_keeper(us, tmp_path)
 
 
 def write_second(folder, name):
@@ -68,6 +72,16 @@ def test_what_a_rank_begins_while_the_checkpoint_before_is_written_stays(keeper,
         go.set()
     assert {path.name for path in (tmp_path / "ranks").iterdir()} == {names[0], "next"}
     assert shards.path_of(tmp_path, "next", 1).is_file() and (tmp_path / "last.pt").is_file()
+
+
+def test_one_process_removes_what_several_have_left_when_no_checkpoint_names_it(tmp_path):
+    (tmp_path / "ranks/several").mkdir(parents=True)
+    with make_keeper(World(), tmp_path) as keeper:
+        keeper.went_on_from({"name": "several"})
+        for there in (True, False):  # last.previous.pt names it, and then does not
+            keeper.within_epoch(Progress(step=1))
+            keeper.wait()
+            assert (tmp_path / "ranks/several").exists() is there
 
 
 def test_nobody_waits_for_what_a_rank_that_has_ended_did_not_write(keeper, us, tmp_path):

@@ -199,7 +199,7 @@ def keeper(tmp_path):
         made = Keeper(TrainConfig(epochs=9, **settings), RunFolder(tmp_path), None, None)
         made.asked, made.cost, made.busy = [], 0.0, False
         made._saver = SimpleNamespace(
-            save=lambda kind, path, collect: made.asked.append(kind),
+            save=lambda kind, path, collect, write: made.asked.append(kind),
             cost=lambda kind: made.cost,
             busy=lambda kind: made.busy,
             wait=lambda: None,
