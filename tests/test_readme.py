@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tyro
+from torch.distributed.run import get_args_parser
 
 from apart_fast import METHODS, get_method
 from apart_fast.commands.table import COMMANDS, TRAIN, Group
@@ -14,7 +15,7 @@ from apart_fast.evaluation.names import parse_attack
 from apart_fast.runs.begin import begin
 from apart_fast.runs.config import EvaluateConfig, TrainConfig
 from apart_fast.runs.recipes import RECIPES
-from benchmarks import gpu_suite, methods
+from benchmarks import gpu_suite, methods, scaling
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -22,12 +23,18 @@ PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in (ROOT / "READ
     name: (ROOT / name).read_text() for name in ("CONTRIBUTING.md", "benchmarks/README.md")
 }
 README = PAGES["README.md"]
-SCRIPTS = {"benchmarks/methods.py": methods.Config, "benchmarks/gpu_suite.py": gpu_suite.Config}
+SCRIPTS = {
+    "benchmarks/methods.py": methods.Config,
+    "benchmarks/gpu_suite.py": gpu_suite.Config,
+    "benchmarks/scaling.py": scaling.Config,
+}
+TORCHRUN = get_args_parser()
 # folders and files that come to be by commands
-MADE = re.compile(r"(runs|data|\.venv|tensorboard|weights|\.apart_fast)/")
+MADE = re.compile(r"(runs|data|\.venv|tensorboard|weights|ranks|\.apart_fast)/")
 
 CODE = re.compile(r"^```[a-z]*\n(.*?)^```$", re.S | re.M)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+LAUNCHED = re.compile(r"(?:srun )?(?:\.venv/bin/)?torchrun (.*)")
 PROGRAM = re.compile(rf"(?:\.venv/bin/)?(?:python )?(train\.py|apart-fast|{'|'.join(SCRIPTS)})(?=\s)")
 PATH = re.compile(r"\.?[A-Za-z][\w.*-]*(?:/[\w.*+-]+)*/?")
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
@@ -42,7 +49,16 @@ def command_lines(text: str) -> list[str]:
     """Lines of code blocks, and code with flags in running text, that call a program of ours."""
     lines = [line for block in CODE.findall(text) for line in block.replace("\\\n", " ").splitlines()]
     lines += [span for span in spans(text) if "--" in span]
-    return [line for line in lines if PROGRAM.match(line)]
+    return [line for line in map(launched, lines) if PROGRAM.match(line)]
+
+
+def launched(line: str) -> str:
+    """The program that each process runs which torchrun starts, if it is torchrun that is called."""
+    if not (found := LAUNCHED.match(line)):
+        return line
+    words = TORCHRUN.parse_args(shlex.split(found[1].removesuffix("&"), comments=True))
+    script = words.training_script.replace(".", "/") + ".py" if words.module else words.training_script
+    return shlex.join([script, *words.training_script_args])
 
 
 def section(text: str, title: str) -> str:
@@ -194,6 +210,7 @@ def test_flags_in_running_text_exist():
     for entry in COMMANDS.values():
         settings += [c.settings for c in entry.commands.values()] if isinstance(entry, Group) else [entry.settings]
     known = {f"--{name.replace('_', '-')}" for kind in settings for name in kind.__dataclass_fields__} | {"--help"}
+    known |= set(re.findall(r"--[a-z-]+", TORCHRUN.format_help()))
     text = {
         name: [word for s in spans(page) if s.startswith("--") for word in s.split()] for name, page in PAGES.items()
     }
