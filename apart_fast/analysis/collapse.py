@@ -209,8 +209,8 @@ def _point(epoch: int, counts: dict[str, int], moved: Tensor, right: dict[str, T
     clean, pgd20: of the checkpoint; transfer: of the reference on the checkpoint's FGSM images; each {accuracy, low,
     high} with the 95 % Wilson interval. above_noise: transfer minus accuracy under random noise, {difference, low,
     high} with the normal 95 % interval of the paired difference (both are of the same images). way_to_noise: share of
-    the way from the reference's own FGSM (0) to random noise (1), None where noise does as much harm. no_gradient: number
-    of images at which the checkpoint, or its PGD-20, had no gradient: they stand, and their FGSM images are clean.
+    the way from the reference's own FGSM (0) to random noise (1), None where noise does as much harm. no_gradient: at
+    so many images the checkpoint, or its PGD-20, had no gradient: they stand, and their FGSM images are clean.
     """
     n = len(moved)
     paired = moved.double() - _noise(right)

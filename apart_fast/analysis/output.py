@@ -31,7 +31,7 @@ def check(out: Path, name: str) -> None:
             check_output(path, kind)
 
 
-def say_blind(name: str, counts: Mapping[object, int], images: int) -> None:
+def say_blind(name: str, counts: Mapping[str, int], images: int) -> None:
     """Print a line where images had no gradient (not finite, or zero everywhere) to measure or to attack with.
 
     Args:

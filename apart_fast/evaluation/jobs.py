@@ -153,7 +153,7 @@ def auto(job: Job) -> Outcome:
     # of those that stand: only Square, its last part, gets on without a gradient
     marks = torch.zeros_like(robust, dtype=torch.uint8)
     with frozen(job.model):
-        for rows in robust.nonzero().squeeze(1).split(job.batch_size):
+        for rows in robust.nonzero().squeeze(1).split(job.batch_size) if robust.any() else ():
             images, labels = job.load(rows)
             marks[rows] = gradient_marks(attacks.differentiate(job.model, images, labels)[0]).cpu()
     return Outcome(int(robust.sum()), int((marks == NOT_FINITE).sum()), int((marks == ZERO).sum()))

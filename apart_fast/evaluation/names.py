@@ -48,7 +48,7 @@ def parse_attacks(names: Sequence[str], restarts: int) -> dict[str, tuple[str, i
     for name, (_, steps) in parsed.items():
         if (steps or 0) * restarts > MOST_STEPS:
             raise UserError(
-                f"attack {name!r} with {restarts:,} restarts is {(steps or 0) * restarts:,} steps for each image: "
-                f"give at most {MOST_STEPS:,}"
+                f"attack {name!r} is {(steps or 0) * restarts:,} steps for each image ({restarts:,} random starts): "
+                f"give at most {MOST_STEPS:,} in all"
             )
     return parsed

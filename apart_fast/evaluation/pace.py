@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 
 LOOK = 5.0  # seconds after which the pace is known
-LONG = 1800.0  # seconds: what takes longer is told
+LONG = 600.0  # seconds: what takes longer is told
 
 
 def spoken(seconds: float) -> str:

@@ -1,7 +1,5 @@
 """Analyses of networks that hide their gradient say so: what stands there would look robust, or collapsed."""
 
-import json
-
 import pytest
 from torch import nn
 
@@ -26,22 +24,28 @@ def hide(monkeypatch):
         monkeypatch.setattr(module, "load_network", lambda *args, real=real, **more: Rounding(real(*args, **more)))
 
 
+@pytest.fixture
+def saved(monkeypatch):
+    """name of the analysis -> its numbers; no pictures are drawn."""
+    found = {}
+    monkeypatch.setattr(output, "save", lambda out, name, numbers, draw: found.update({name: numbers}) or [])
+    return found
+
+
 @pytest.mark.filterwarnings("ignore:pgd-20. no measure of robustness")
-def test_each_analysis_says_it(hide, runs, common, capsys):
+def test_each_analysis_says_it(hide, saved, runs, common, capsys):
     run, reference, line = runs / "apart-0", runs / "pgd-0", "of 12 images have no gradient (epoch"
     collapse.run(CollapseConfig(runs=(run,), reference=reference, every=3, **common))
     said = capsys.readouterr().out
     assert "apart-0: up to 12 " + line in said and "pgd-0: up to 12 of 12 images have no gradient (best.pt)" in said
-    (point,) = json.loads((common["out"] / "collapse.json").read_text())["runs"][0]["points"]
-    assert point["no_gradient"] == 12
+    assert saved["collapse"]["runs"][0]["points"][0]["no_gradient"] == 12
 
     gradients.run(GradientsConfig(runs=(run,), every=3, **common))
     assert "apart-0: up to 12 " + line in capsys.readouterr().out
-    assert json.loads((common["out"] / "gradients.json").read_text())["runs"][0]["no_gradient"] == [1]
+    assert saved["gradients"]["runs"][0]["no_gradient"] == [1]
 
     curves.run(CurvesConfig(runs=(run,), judge=True, **common))
-    assert line in capsys.readouterr().out
-    assert any(json.loads((common["out"] / "curves.json").read_text())["runs"][0]["no_gradient"])
+    assert line in capsys.readouterr().out and any(saved["curves"]["runs"][0]["no_gradient"])
 
     perturbations.run(PerturbationsConfig(run=run, epochs=(3,), shown=1, **common))
     assert "no_gradient 1.000" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from apart_fast.errors import UserError
 from apart_fast.evaluation.attacks import is_correct, pgd
 from apart_fast.evaluation.autoattack import autoattack
 from apart_fast.evaluation.judge import evaluate
-from tests.evaluation.networks import EPS, Linear, Reshaping, data, worst_case
+from tests.evaluation.networks import EPS, Hiding, Linear, Reshaping, data, worst_case
 
 needs_autoattack = pytest.mark.skipif(
     importlib.util.find_spec("pyautoattack") is None, reason="pyautoattack is an optional extra"
@@ -23,24 +23,9 @@ def test_autoattack_missing_is_a_user_error(monkeypatch):
         evaluate(Linear(), *data(4), attacks=["autoattack"], progress=False)
 
 
-@needs_autoattack
-def test_autoattack_takes_a_network_that_views_its_pixels():
-    assert evaluate(Reshaping(), *data(4), attacks=["autoattack"], eps=0.5, progress=False).n == 4
-
-
-@needs_autoattack
-def test_autoattack_does_not_take_nan_for_robust():
-    class Broken(Linear):
-        def forward(self, x):
-            return super().forward(x) * float("nan")
-
-    report = evaluate(Broken(4), *data(12, 4), attacks=["clean", "autoattack"], progress=False)
-    assert [result.correct for result in report.attacks.values()] == [0, 0]
-
-
-@needs_autoattack
-@pytest.mark.parametrize("classes", [2, 3, 4, 6])
-def test_autoattack_with_few_classes(classes, caplog, monkeypatch):
+@pytest.fixture
+def quick(monkeypatch):
+    """AutoAttack of few steps."""
     import pyautoattack
 
     class Quick(pyautoattack.AutoAttack):
@@ -49,6 +34,37 @@ def test_autoattack_with_few_classes(classes, caplog, monkeypatch):
             self.apgd_targeted.n_iter, self.fab.n_iter, self.square.n_queries = 20, 5, 50
 
     monkeypatch.setattr(pyautoattack, "AutoAttack", Quick)
+
+
+@needs_autoattack
+def test_autoattack_takes_a_network_that_views_its_pixels():
+    assert evaluate(Reshaping(), *data(4), attacks=["autoattack"], eps=0.5, progress=False).n == 4
+
+
+@needs_autoattack
+def test_autoattack_does_not_take_nan_for_robust(quick):
+    class Broken(Linear):
+        def forward(self, x):
+            bright = x.flatten(1)[:, :1] > images.flatten(1)[:, :1].float().median() / 255
+            return super().forward(x).masked_fill(bright, float("nan"))
+
+    images, labels = data(12, 4)
+    with pytest.warns(UserWarning, match="logits are NaN"):
+        report = evaluate(Broken(4), images, labels, attacks=["clean", "autoattack"], progress=False)
+    assert report.attacks["autoattack"].correct <= report.attacks["clean"].correct <= 12 - report.logits_nan < 12
+
+
+@needs_autoattack
+def test_autoattack_says_where_only_its_last_part_could_search(quick):
+    images, labels = data(6, 4)
+    with pytest.warns(UserWarning, match="autoattack: no measure of robustness"):
+        report = evaluate(Hiding("nan", 4), images, labels, eps=1e-4, attacks=["autoattack"], progress=False)
+    assert report.attacks["autoattack"].gradient_not_finite == report.attacks["autoattack"].correct > 0
+
+
+@needs_autoattack
+@pytest.mark.parametrize("classes", [2, 3, 4, 6])
+def test_autoattack_with_few_classes(classes, caplog, quick):
     images, labels = data(12, classes)
     model = Linear(classes).eval()
     x = images / 255.0
