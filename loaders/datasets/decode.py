@@ -43,7 +43,8 @@ def decode(paths: Iterable[str], pattern: Pattern, workers: int) -> Iterator[Dec
     """All pictures in their order, some at a time.
 
     Args:
-        workers: processes that decode; 0: this one does. They end with this one, however it ends.
+        workers: processes that decode; 0, or where none can be started: this one does. They end with this one, however
+            it ends.
 
     Raises:
         UserError: the first picture that cannot be read or has another size, or a process that ended (not enough
@@ -52,14 +53,16 @@ def decode(paths: Iterable[str], pattern: Pattern, workers: int) -> Iterator[Dec
     rest = iter(paths)
     size = max(1, min(_MOST, _BYTES // int(np.prod(pattern.shape))))
     parts = iter(lambda: list(islice(rest, size)), [])
-    if not workers:
-        yield from (decode_part(part, pattern) for part in parts)
-        return
     with ExitStack() as stack:
         idle: SimpleQueue[_Worker] = SimpleQueue()
-        threads = stack.enter_context(ThreadPoolExecutor(workers))
-        for _ in range(workers):
-            idle.put(stack.enter_context(_worker()))
+        threads = stack.enter_context(ThreadPoolExecutor(max(workers, 1)))
+        with suppress(OSError):  # the system has no room for (all of) them
+            for _ in range(workers):
+                idle.put(stack.enter_context(_worker()))
+        workers = idle.qsize()
+        if not workers:
+            yield from (decode_part(part, pattern) for part in parts)
+            return
 
         def ask(part: list[str]) -> Decoded:
             worker = idle.get()
@@ -80,7 +83,11 @@ def decode(paths: Iterable[str], pattern: Pattern, workers: int) -> Iterator[Dec
 
 def decode_part(paths: Sequence[str], pattern: Pattern) -> Decoded:
     """Some pictures, in this process; see `decode`."""
-    pixels = np.empty((len(paths), *pattern.shape), np.uint8)
+    try:
+        pixels = np.empty((len(paths), *pattern.shape), np.uint8)
+    except MemoryError as error:
+        height, width, _ = pattern.shape
+        raise UserError(f"the memory is too small for an image of {width}x{height}: resize the images") from error
     colored, notes = False, Counter[str]()
     for i, path in enumerate(paths):
         picture = read_picture(path)
