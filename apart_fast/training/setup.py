@@ -17,6 +17,7 @@ from apart_fast.loaders.datasets.statistics import channel_statistics
 from apart_fast.loaders.plan import share_of
 from apart_fast.models import build_model
 from apart_fast.models.channels_last import any_layout
+from apart_fast.models.size import refuse_too_large
 from apart_fast.parallel.agreement import FLAGS
 from apart_fast.parallel.exchange import Exchange
 from apart_fast.parallel.world import World
@@ -97,6 +98,9 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World) -> P
     torch.manual_seed(config.seed)
     description = describe_model(config, splits.train, data.classes)
     model = build_model(**description).to(device).to(memory_format=torch.channels_last)
+    if device.type == "cpu":  # gradients and momentum, and the average
+        copies = 3 if config.ema else 2
+        refuse_too_large(copies * sum(p.nbytes for p in model.parameters()), f"a training of {config.model}")
     if config.sync_bn:
         model = synchronised(model, device, us)
     with us.first_alone("loader"):  # FFCV's file is written once

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from apart_fast import Apart, UserError, build_model
+from apart_fast.models import size as sizes
 
 timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an optional extra")
 
@@ -78,3 +79,10 @@ def test_a_network_too_wide_for_the_memory_is_refused_before_it_is_made():
     for width in (1e3, 1e6, 1e12):
         with pytest.raises(UserError, match=r"preact_resnet18 of width .* needs at least .* GB of memory"):
             build_model("preact_resnet18", 10, width=width)
+
+
+def test_a_network_too_large_to_be_trained_is_refused(monkeypatch):
+    monkeypatch.setattr(sizes, "available_bytes", lambda: 1e6)
+    with pytest.raises(UserError, match="a training of x needs at least 0.002 GB of memory, and 0.001 GB are free"):
+        sizes.refuse_too_large(2e6, "a training of x")
+    sizes.refuse_too_large(1e6, "a training of x")
