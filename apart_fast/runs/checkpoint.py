@@ -25,7 +25,7 @@ from apart_fast.runs.begin import find_checkpoint
 from apart_fast.runs.folder import RunFolder
 from apart_fast.runs.json_files import is_file, reading
 from apart_fast.runs.schema import misfit
-from apart_fast.runs.states import FORMAT, Pictured, unfit, unsound
+from apart_fast.runs.states import FORMAT, Ours, Pictured, unfit, unsound
 
 MAPPED_FROM = 2**31  # bytes
 _NOT_OF_THE_FILE = {  # errno of what says nothing of its contents
@@ -117,7 +117,7 @@ def load(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> d
         UserError: see `read`.
     """
     state = read(path, map_location)
-    if state.get("format") != FORMAT or not {"model", "description", "dataset"} <= set(state):
+    if misfit(state, Ours) is not None:
         raise Damaged(f"{path} is not a checkpoint of this program (format {FORMAT}): use another one")
     if (wrong := unfit(state)) is not None:
         raise Damaged(f"checkpoint {path} is damaged or of another version ({wrong}): use another one")

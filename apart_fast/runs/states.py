@@ -1,5 +1,6 @@
 """What checkpoints hold, and whether their tensors are sound."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -38,6 +39,14 @@ def _no_random_state(state: Tensor) -> str | None:
     return None
 
 
+def _odd_generator(apart: dict[str, Tensor]) -> str | None:
+    return misfit(apart.get("generator"), Annotated[Tensor, _like(torch.uint8)] | None, "generator")
+
+
+def _no_name(name: str) -> str | None:
+    return None if re.fullmatch(r"[\w-][\w.-]*", name) else "is no name of a folder"
+
+
 class Pictured(TypedDict):
     """What a network takes and gives."""
 
@@ -56,6 +65,15 @@ class Description:
     image_size: tuple[Size, Size]
     width: Annotated[float, between(1e-3, 1e3)] = 1.0
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+class Ours(TypedDict):
+    """What tells a checkpoint of this program from others."""
+
+    format: Literal[1]
+    model: Any
+    description: Any
+    dataset: Any
 
 
 class Weights(TypedDict):
@@ -77,7 +95,7 @@ class Progress:
 
     epoch: Count
     step: Count
-    seconds: float
+    seconds: Annotated[float, between(0, 1e12)]
     best_accuracy: Annotated[float, between(-1, 1)]
     best_epoch: Count
     best_by: str
@@ -106,7 +124,7 @@ class Random:
 class Ranks(TypedDict):
     """Of several processes: under which `name` they keep the rest, how many they were, and of how many examples."""
 
-    name: str
+    name: Annotated[str, Rule(_no_name)]
     size: Annotated[int, between(1, 10**6)]
     total: Count
 
@@ -138,7 +156,7 @@ class Training(Weights):
 
     average: Tensors | None
     optimizer: list[Tensor]
-    apart: Tensors
+    apart: Annotated[Tensors, Rule(_odd_generator)]
     scaler: Scaler | None
     progress: Progress
     watch: Watch
@@ -149,9 +167,6 @@ class Training(Weights):
     ranks: NotRequired[Ranks]
 
 
-_KINDS: dict[object, Any] = {"weights": Weights, "training": Training}
-
-
 def unfit_rank(state: dict) -> str | None:
     """As `unfit`, of the file of a rank."""
     return misfit(state, Rank)
@@ -159,7 +174,7 @@ def unfit_rank(state: dict) -> str | None:
 
 def unfit(state: dict) -> str | None:
     """What of a checkpoint is not what a run writes, in words that begin with its name; None: nothing."""
-    if (wrong := misfit(state, _KINDS.get(state.get("kind"), Weights))) is not None:
+    if (wrong := misfit(state, Training if state.get("kind") == "training" else Weights)) is not None:
         return wrong
     classes, known = state["description"]["num_classes"], len(state.get("classes", ()))
     return None if known in (0, classes) else f"classes has {known} names for {classes} classes"
