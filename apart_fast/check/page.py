@@ -2,6 +2,7 @@
 
 import shutil
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apart_fast.check.lines import WRONG, Line
@@ -27,21 +28,33 @@ def wrong(found: dict[str, list[Line]]) -> list[str]:
 
 def page(found: dict[str, list[Line]]) -> str:
     """Aligned text: what, verdict, and a word on it."""
-    lines = [line for section in found.values() for line in section]
-    first = max((len(line.what) for line in lines), default=0)
-    second = max((len(line.verdict) for line in lines), default=0)
-    width = min(max(shutil.get_terminal_size((WIDE, 0)).columns, NARROW), WIDE)
-    rows = []
-    for name, section in found.items():
-        rows += [TITLES.get(name, name)]
-        for line in section:
-            head = f"  {line.what:{first}}  {line.verdict:{second}}  "
-            folded = textwrap.wrap(line.text, width - len(head)) or [""]
-            rows += [f"{head}{folded[0]}".rstrip(), *(" " * len(head) + more for more in folded[1:])]
-        rows += [""]
+    sections = {
+        TITLES.get(name, name): [(line.what, line.verdict, line.text) for line in lines]
+        for name, lines in found.items()
+    }
     faults = wrong(found)
-    rows += textwrap.wrap("All that was run is right." if not faults else f"Wrong: {'; '.join(faults)}.", width)
-    return "\n".join(rows)
+    end = "All that was run is right." if not faults else f"Wrong: {'; '.join(faults)}."
+    return "\n".join([*columns(sections), *textwrap.wrap(end, page_width())])
+
+
+def page_width() -> int:
+    """Characters in a line of this terminal, within bounds."""
+    return min(max(shutil.get_terminal_size((WIDE, 0)).columns, NARROW), WIDE)
+
+
+def columns(sections: Mapping[str, Sequence[tuple[str, str, str]]]) -> list[str]:
+    """Lines of aligned text: under each title its rows of two words and a folded text, then an empty line."""
+    rows = [row for section in sections.values() for row in section]
+    first, second = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
+    lines = []
+    for title, section in sections.items():
+        lines += [title]
+        for what, word, text in section:
+            head = f"  {what:{first}}  {word:{second}}  "
+            folded = textwrap.wrap(text, page_width() - len(head)) or [""]
+            lines += [f"{head}{folded[0]}".rstrip(), *(" " * len(head) + more for more in folded[1:])]
+        lines += [""]
+    return lines
 
 
 def as_data(found: dict[str, list[Line]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from apart_fast.analysis.settings import CollapseConfig, CurvesConfig, Gradients
 from apart_fast.check.settings import CheckConfig
 from apart_fast.errors import UserError
 from apart_fast.files import expanded
+from apart_fast.plan.settings import PlanConfig
 from apart_fast.process.stopping import EXIT, StopSignals
 from apart_fast.report.settings import ReportConfig
 from apart_fast.runs.begin import begin, find_checkpoint, find_finished
@@ -81,6 +82,7 @@ ANALYSES = {
 }
 COMMANDS: dict[str, Command | Group] = {
     "check": Command(CheckConfig, "apart_fast.commands.check:run", CheckConfig.check),
+    "plan": Command(PlanConfig, "apart_fast.commands.plan:run", PlanConfig.check),
     "train": TRAIN,
     "evaluate": Command(EvaluateConfig, "apart_fast.commands.evaluate:run", _look_at_checkpoint),
     "analyze": Group("What happened in finished runs: pictures (PNG, SVG) and numbers (JSON).", ANALYSES),

@@ -1,11 +1,14 @@
-"""The bare arithmetic: the passes a method cannot do without, floating-point operations, and the device's peak."""
+"""The bare arithmetic: the passes a method cannot do without, floating-point operations, bytes, the device's peak."""
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from apart_fast.measure.clocks import clock_of, time_calls
 from apart_fast.models.modes import frozen
@@ -14,6 +17,20 @@ from apart_fast.step.apart import Apart
 
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrix product that gives the peak
 PEAK_SECONDS = 1.0  # how long it is repeated
+
+Loss = Callable[[Tensor, Tensor], tuple[Tensor, Any]]  # (loss, anything) of pixels [B, H, W, C] and labels [B]
+
+
+def attack_pass(loss: Loss, model: nn.Module, x: Tensor, labels: Tensor) -> None:
+    """A forward and a backward to the pixels alone."""
+    x = x.detach().requires_grad_()
+    with frozen(model):
+        torch.autograd.grad(loss(x, labels)[0], x)
+
+
+def weight_pass(loss: Loss, x: Tensor, labels: Tensor, *, to_pixels: bool) -> None:
+    """A forward and a backward to the weights, which leaves `p.grad`, and to the pixels if asked for."""
+    loss(x.detach().requires_grad_(to_pixels), labels)[0].backward()
 
 
 def floor(apart: Apart, x: Tensor, labels: Tensor) -> None:
@@ -29,13 +46,8 @@ def floor(apart: Apart, x: Tensor, labels: Tensor) -> None:
     for p in apart.model.parameters():
         p.grad = None
     for _ in range(apart.method.steps):
-        x = x.detach().requires_grad_()
-        with frozen(apart.model):
-            loss, _ = apart.loss(x, labels)
-            torch.autograd.grad(loss, x)
-    x = x.detach().requires_grad_(apart.method.learned)
-    loss, _ = apart.loss(x, labels)
-    loss.backward()
+        attack_pass(apart.loss, apart.model, x, labels)
+    weight_pass(apart.loss, x, labels, to_pixels=apart.method.learned)
 
 
 def count_flops(call: Callable[[], object]) -> int:
@@ -43,6 +55,43 @@ def count_flops(call: Callable[[], object]) -> int:
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
+
+
+class _Traffic(TorchDispatchMode):
+    """Sums what operators read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (args, kwargs or {})
+        out = func(*args, **given[1])
+        if not func.is_view and func.overloadpacket not in flop_registry:
+            self.bytes += sum(t.nbytes for t in tree_iter((given, out)) if isinstance(t, Tensor))
+        return out
+
+
+def count_traffic(call: Callable[[], object]) -> int:
+    """Bytes of all operands of all operators of one call, each read or written once, but for convolutions and matrix
+    products, whose time is their arithmetic."""
+    with torch.compiler.set_stance("force_eager"), _Traffic() as traffic:
+        call()
+    return traffic.bytes
+
+
+def count_kept(forward: Callable[[], Tensor], model: nn.Module) -> int:
+    """Bytes that `forward` keeps for its backward, without the model's own."""
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        kept[t.untyped_storage()._cdata] = t
+        return t
+
+    with torch.compiler.set_stance("force_eager"), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        forward()
+    return sum(t.untyped_storage().nbytes() for storage, t in kept.items() if storage not in own)
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -9,10 +9,11 @@ import pytest
 from apart_fast.analysis.settings import CollapseConfig, CurvesConfig, GradientsConfig, PerturbationsConfig
 from apart_fast.cli import main
 from apart_fast.errors import UserError
+from apart_fast.plan.settings import PlanConfig
 from apart_fast.runs.config import EvaluateConfig, TrainConfig
 from apart_fast.units import BOUNDS, check_number
 
-SETTINGS = (TrainConfig, EvaluateConfig, CollapseConfig, PerturbationsConfig, CurvesConfig, GradientsConfig)
+SETTINGS = (TrainConfig, EvaluateConfig, CollapseConfig, PerturbationsConfig, CurvesConfig, GradientsConfig, PlanConfig)
 
 
 def kinds(annotation):
