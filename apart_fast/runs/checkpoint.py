@@ -134,17 +134,17 @@ def load_last(
         check: called with the folder and the state; raises Damaged where more belongs to it than the file.
 
     Raises:
-        UserError: both are damaged, or may not be read.
+        UserError: both are damaged, may not be read, or are no files.
     """
     damage = None
-    if is_file(folder.last):
+    if _is_there(folder.last):
         try:
             state = load(folder.last)
             check(folder.path, state)
             return state, folder.last
         except Damaged as error:
             damage = error
-    if not is_file(folder.previous):
+    if not _is_there(folder.previous):
         if damage is not None:
             raise damage
         return None, folder.last  # killed before the first checkpoint
@@ -159,17 +159,32 @@ def load_last(
     return state, folder.previous
 
 
-def load_best(folder: RunFolder, map_location: str | torch.device = "cpu") -> dict:
-    """The state of best.pt.
+def load_best(folder: RunFolder, map_location: str | torch.device = "cpu") -> dict | None:
+    """The state of best.pt; None: it is not there.
 
     Raises:
         UserError: as `load`; the line says how the run can go on without it.
     """
+    if not _is_there(folder.best):
+        return None
     try:
         return load(folder.best, map_location)
     except Damaged as error:
         reason = str(error).rpartition(": ")[0]
         raise UserError(f"{reason}: remove it, and the weights judged next, or the last, take its place") from error
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a file.
+
+    Raises:
+        UserError: there is something else, such as a link that leads nowhere: it would be taken for no checkpoint.
+    """
+    if is_file(path):
+        return True
+    if os.path.lexists(path):
+        raise UserError(f"{path} is no file, or a link that leads to none: bring the file back, or remove it")
+    return False
 
 
 def _compare_checksums(path: Path) -> bool:

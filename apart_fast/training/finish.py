@@ -77,8 +77,9 @@ def _test(config: TrainConfig, folder: RunFolder, parts: Parts, progress: Progre
     model, attacks = parts.judged_model, ("clean", "pgd-20")
     last = {name: value.clone() for name, value in model.state_dict().items()}
     reports = {"last": asdict(judge(parts.splits.test, attacks, None, progress=True))}
-    if progress.best_epoch != config.epochs and folder.best.is_file():
-        checkpoint.load_model(model, checkpoint.load_best(folder, parts.device)["model"], folder.best)
+    best = checkpoint.load_best(folder, parts.device) if progress.best_epoch != config.epochs else None
+    if best is not None:
+        checkpoint.load_model(model, best["model"], folder.best)
         reports["best"] = asdict(judge(parts.splits.test, attacks, None, progress=True))
         model.load_state_dict(last)
     else:

@@ -196,11 +196,9 @@ class TrainingState:
 
         Where that gives other bits (on a GPU) it may not be the best any more: then the next epoch judged is.
         """
-        progress, best = self.progress, self._folder.best
-        if progress.best_epoch and (
-            not best.is_file() or checkpoint.load_best(self._folder)["epoch"] != progress.best_epoch
-        ):
-            progress.best_accuracy = -1.0
+        best = checkpoint.load_best(self._folder) if self.progress.best_epoch else None
+        if best is None or best["epoch"] != self.progress.best_epoch:
+            self.progress.best_accuracy = -1.0
 
 
 def _numbered(tensors: list[Tensor]) -> dict[str, Tensor]:

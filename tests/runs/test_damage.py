@@ -265,6 +265,15 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(whole, own):
     assert lines == [3, 3]
 
 
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_a_link_that_leads_nowhere_is_not_taken_for_no_checkpoint(capsys, own, name):
+    """The disk that it leads to may only be away."""
+    (own / name).unlink()
+    os.symlink("elsewhere/" + name, own / name)
+    assert f"{name} is no file, or a link that leads to none: bring" in refuse(capsys, "train", "--resume", own)
+    assert os.readlink(own / name) == "elsewhere/" + name and (own / "metrics.jsonl").read_text().count("\n") == 3
+
+
 def test_nothing_is_changed_where_both_are_damaged(capsys, own):
     flip(own / "last.pt"), flip(own / "last.previous.pt")
     before = contents(own)
