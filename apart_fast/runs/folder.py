@@ -13,7 +13,7 @@ from apart_fast.files import atomic_create, atomic_write, check_held, expanded, 
 from apart_fast.process.owning import owned
 from apart_fast.runs.config import TrainConfig, from_json
 from apart_fast.runs.environment import environment
-from apart_fast.runs.json_files import Object, Record, Summary, is_file, parse, read_json, reading
+from apart_fast.runs.json_files import Object, Record, Summary, is_file, parse, read_json, reading, short
 
 LAST_EPOCH = 10**9  # no run has more
 MADE = (  # what a run writes, apart from TensorBoard's files, whose names are new each time
@@ -126,7 +126,7 @@ class RunFolder:
         try:
             return cls(path), from_json(read_json(file, Object, advice))
         except ValueError as error:
-            raise UserError(f"{file} is damaged or of another version ({error}): {advice}") from error
+            raise UserError(f"{file} is damaged or of another version ({short(error)}): {advice}") from error
 
     def put_last(self, newest: Path) -> None:
         """Let the checkpoint that a run goes on from take the place of a last.pt that is damaged or missing."""
@@ -163,7 +163,7 @@ class RunFolder:
                 found.append(record)
             except ValueError as error:
                 if line.endswith(b"\n"):  # else a process was killed while it wrote
-                    words = f"line {number} of {self._metrics} is damaged ({str(error)[:200]}): it is left out"
+                    words = f"line {number} of {self._metrics} is damaged ({short(error)}): it is left out"
                     warnings.warn(words, stacklevel=2)
         return found
 

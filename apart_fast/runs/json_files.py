@@ -139,7 +139,7 @@ def read_json(path: Path, kind: Any, advice: str) -> Any:
     try:
         return parse(data, kind)
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({_short(error)}): {advice}") from error
+        raise UserError(f"{path} is damaged ({short(error)}): {advice}") from error
 
 
 def read_if_there(path: Path, kind: Any, advice: str) -> Any | None:
@@ -189,6 +189,7 @@ def _depth(value: object) -> int:
     return depth
 
 
-def _short(error: ValueError) -> str:
+def short(error: ValueError) -> str:
+    """What it says, in no more than a line."""
     text = str(error)
     return text if len(text) <= 200 else f"{text[:200]}..."
