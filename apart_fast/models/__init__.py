@@ -14,6 +14,7 @@ from apart_fast.models.normalize import MeanStd, Normalize
 from apart_fast.models.preact_resnet import BasicBlock, Bottleneck, PreActResNet
 from apart_fast.models.size import parameter_bytes, refuse_too_large
 from apart_fast.models.wide_resnet import WideResNet
+from apart_fast.units import Bounds, check_number
 
 __all__ = ["MODELS", "SOURCES", "Normalize", "build_model", "default_points"]
 
@@ -54,13 +55,12 @@ def build_model(
         UserError: unknown name (close matches are shown), a value that does not fit, more parameters than memory has
             room for, or timm is not installed.
     """
-    if num_classes < 2:
-        raise UserError(f"{num_classes} classes: a classifier needs at least 2")
-    if in_channels < 1:
-        raise UserError(f"{in_channels} image channels: at least 1 is needed")
+    check_number("num_classes", num_classes, Bounds(2, 10**9, whole=True))
+    check_number("in_channels", in_channels, Bounds(1, 10**6, whole=True))
+    check_number("width", width, Bounds(0, 1e12))
     if min(image_size) < MIN_SIZE:
         raise UserError(f"images of {image_size[0]}x{image_size[1]} are too small: each side needs at least {MIN_SIZE}")
-    if not 0 < width < float("inf"):
+    if width == 0:
         raise UserError(f"width {width} is not a positive factor")
     source, slash, inner = name.partition("/")
     if name in MODELS:

@@ -19,6 +19,7 @@ from apart_fast.models.logits import check_parameters
 from apart_fast.models.modes import frozen
 from apart_fast.models.norms import BatchCounters
 from apart_fast.models.stem import keep_stem_precise
+from apart_fast.models.trial import check_takes
 from apart_fast.step import spans
 from apart_fast.step.checks import check_arguments, check_batch, check_trainable
 from apart_fast.step.losses import CrossEntropy, pixel_gradient
@@ -155,6 +156,7 @@ class Apart:
         )
         sample = torch.zeros(2, *self.image_shape, dtype=dtype, device=self.device).permute(0, 3, 1, 2)
         self._network = any_layout(model, sample)
+        check_takes(self._network, sample, amp)
         if self.points:
             self.points.try_out(self._network, sample)
         precise = amp is not None or self.device.type == "cuda"  # where TF32 would round the perturbation away

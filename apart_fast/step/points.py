@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from apart_fast.errors import UserError
 from apart_fast.models.modes import evaluating, frozen
+from apart_fast.models.trial import trial_of_training, uncompiled
 from apart_fast.step import traced
 from apart_fast.step.point_functions import AddSign, CaptureSign, ReluAddSign, ReluCaptureSign
 
@@ -61,6 +62,9 @@ def match_points(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, s
     """
     if isinstance(patterns, str) or not patterns:
         raise UserError(f"points are {patterns!r}: give a list of patterns, or choose a method without block steps")
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise UserError(f"block point {pattern!r} is no text: give patterns such as 'layer*.*.conv1'")
     names = [name for name, _ in model.named_modules() if name]
     points: dict[tuple[str, str], None] = {}
     for pattern in patterns:
@@ -132,17 +136,17 @@ class BlockPoints:
         try:
             self._try(network, x, evaluating)
             if 0 in self._calls:
-                self._try(network, x, _trial_of_training)  # some submodules are called in a training only
+                self._try(network, x, trial_of_training)  # some submodules are called in a training only
                 self._refuse_calls(1)
             self._refuse_calls(0)
         except UserError:
             self.remove()
             raise
-        except Exception:  # whatever else is wrong is told by the real call
+        except Exception:  # whatever else is wrong is told elsewhere
             return
 
     def _try(self, network: nn.Module, x: Tensor, mode: Callable[[nn.Module], AbstractContextManager[None]]) -> None:
-        with torch.enable_grad(), _uncompiled(), frozen(network), mode(network):
+        with torch.enable_grad(), uncompiled(), frozen(network), mode(network):
             with self._active(_Pass([None] * len(self), None)):
                 network(x)
 
@@ -296,30 +300,3 @@ class BlockPoints:
 def _is_relu(module: nn.Module, side: str) -> bool:
     # an own forward hook comes before the point; a ReLU of other, silent points (in a copy) keeps these
     return side == "output" and type(module) is nn.ReLU and not module.inplace and not module._forward_hooks
-
-
-@contextmanager
-def _trial_of_training(model: nn.Module) -> Iterator[None]:
-    """Within: all modules are in training mode. Buffers, modes and random states are as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = {buffer.device for buffer, _ in buffers if buffer.is_cuda}
-    with torch.random.fork_rng(devices):
-        model.train()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            for buffer, value in buffers:
-                buffer.copy_(value)
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Within: compiled models run as they are."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled; to import it takes a second
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

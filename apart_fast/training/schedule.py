@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from apart_fast.units import BOUNDS, Bounds, check_number
+
 
 @dataclass(frozen=True)
 class Triangle:
@@ -12,6 +14,11 @@ class Triangle:
 
     cycle: int
     momentum: tuple[float, float] = (0.9, 0.8)
+
+    def __post_init__(self) -> None:
+        check_number("cycle", self.cycle, Bounds(1, 2**63 - 1, whole=True))
+        for momentum in self.momentum:
+            check_number("momentum", momentum, BOUNDS["momentum"])
 
     def height(self, step: int) -> float:
         """Height of the triangle in [0, 1] at a step counted from 0."""
@@ -31,4 +38,6 @@ def scaled_eta(eta: float, steps: int) -> float:
 
     A step size moves with the sum of the learning rates, so `eta * steps` is what has to stay.
     """
+    check_number("eta", eta, BOUNDS["eta"])
+    check_number("steps", steps, Bounds(1, 2**63 - 1, whole=True))
     return eta * 11_730 / steps

@@ -165,6 +165,8 @@ def test_models_without_known_blocks_say_so():
         ("preact_resnet18", {"width": 0}, "width 0"),
         ("preact_resnet18", {"width": float("nan")}, "width nan"),
         ("preact_resnet18", {"num_classes": 1}, "at least 2"),
+        ("preact_resnet18", {"num_classes": 2.5}, "num_classes 2.5 is not an integer"),
+        ("preact_resnet18", {"width": "1"}, "width '1' is not a number"),
         ("preact_resnet18", {"in_channels": 0}, "channels"),
         ("preact_resnet18", {"normalize": ((0.5,), (0.5,))}, "3 means"),
         ("preact_resnet18", {"normalize": ((0.5,) * 3, (0.5, 0.0, 0.5))}, "positive stds"),

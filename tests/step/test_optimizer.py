@@ -137,3 +137,13 @@ def test_groups_that_make_no_sense_are_told():
         SGD([{"params": [p]}, {"params": []}])
     with pytest.raises(UserError, match="group 0 differ in dtype or device"):
         SGD([p, torch.nn.Parameter(torch.ones(3, dtype=torch.float64))])
+
+
+def test_schedules_that_make_no_sense_are_told():
+    for wrong in (0, -5, 2.5, None):
+        with pytest.raises(UserError, match=f"cycle {wrong} is "):
+            Triangle(wrong)
+        with pytest.raises(UserError, match=f"steps {wrong} is "):
+            scaled_eta(5e-8, wrong)
+    with pytest.raises(UserError, match="momentum nan is not a finite number"):
+        Triangle(8, momentum=(0.9, math.nan))
