@@ -63,10 +63,10 @@ def rows(file: Path) -> list[dict]:
 
 def half_written(folder: Path) -> str | None:
     """The first JSON file under `folder` that is not whole."""
-    for file in [*folder.rglob("*.json"), *folder.rglob("*.jsonl")]:
+    for file in filter(Path.is_file, [*folder.rglob("*.json"), *folder.rglob("*.jsonl")]):
         try:
             rows(file) if file.suffix == ".jsonl" else json.loads(file.read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             return file.name
     return None
 
