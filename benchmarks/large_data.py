@@ -114,6 +114,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.clear()
+        self._mine = _read(Path("/proc/self/cmdline"))
         threading.Thread(target=self._run, daemon=True).start()
 
     def clear(self) -> None:
@@ -124,8 +125,10 @@ class Memory:
         while True:
             now = _status(os.getpid())
             self.anonymous, self.file = max(self.anonymous, now["RssAnon"]), max(self.file, now["RssFile"])
-            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-            self.helpers = max(self.helpers, sum(_status(int(child)).get("RssAnon", 0) for child in children))
+            # of threads too; a child that has not become another program yet still shares this one's pages
+            children = [c for t in Path("/proc/self/task").iterdir() for c in _read(t / "children").split()]
+            others = [int(child) for child in children if _read(Path("/proc", child, "cmdline")) != self._mine]
+            self.helpers = max(self.helpers, sum(_status(child).get("RssAnon", 0) for child in others))
             time.sleep(0.01)
 
     def found(self) -> dict[str, int]:
@@ -133,11 +136,15 @@ class Memory:
         return {"anonymous": self.anonymous, "file": self.file, "anonymous_of_helpers": self.helpers}
 
 
-def _status(process: int) -> dict[str, int]:
+def _read(path: Path) -> str:
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:  # it has ended
-        return {}
+        return path.read_text()
+    except OSError:  # the process has ended
+        return ""
+
+
+def _status(process: int) -> dict[str, int]:
+    lines = _read(Path(f"/proc/{process}/status")).splitlines()
     return {
         name: 1024 * int(value.split()[0])
         for name, _, value in (line.partition(":") for line in lines)
