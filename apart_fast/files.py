@@ -39,6 +39,22 @@ def expanded(path: Path) -> Path:
         raise UserError(f"{path}: no home folder is known for {path.parts[0]}: write the whole path") from error
 
 
+def expand_paths(settings: Any) -> Any:
+    """Settings (a dataclass) in whose paths a home folder stands for `~`.
+
+    Raises:
+        UserError: there is no such user.
+    """
+
+    def expand(value: object) -> object:
+        if isinstance(value, Path):
+            return expanded(value)
+        return tuple(map(expand, value)) if isinstance(value, tuple) else value
+
+    names = [field.name for field in dataclasses.fields(settings) if field.init]
+    return dataclasses.replace(settings, **{name: expand(getattr(settings, name)) for name in names})
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Within: nothing is written to places in `folder` once it has been removed or renamed (see `check_held`)."""
@@ -225,27 +241,6 @@ def atomic_create(path: str | os.PathLike, data: bytes | str) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def read_object(path: Path, advice: str) -> dict:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: it holds something else; the message ends with `advice`.
-        OSError: it cannot be read.
-    """
-    try:
-        value = json.loads(path.read_text())
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
-        return value
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): {advice}") from error
-
-
-def read_if_there(path: Path, advice: str) -> dict | None:
-    """Like `read_object`; None if there is no such file."""
-    return read_object(path, advice) if path.is_file() else None
 
 
 def to_json(value: object) -> str:

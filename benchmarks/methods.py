@@ -28,7 +28,7 @@ from apart_fast.cli import guarded
 from apart_fast.device import keep_freed_memory, pick_device
 from apart_fast.errors import UserError
 from apart_fast.evaluation.judge import describe
-from apart_fast.files import atomic_write, read_if_there, to_json
+from apart_fast.files import atomic_write, expand_paths, to_json
 from apart_fast.kernels import Crops
 from apart_fast.loaders import Batch, Dataset, load_dataset, subset
 from apart_fast.measure.interleave import interleave
@@ -38,6 +38,7 @@ from apart_fast.runs.checkpoint import check_data, load, load_network
 from apart_fast.runs.config import MOVABLE, TrainConfig
 from apart_fast.runs.environment import environment
 from apart_fast.runs.folder import RunFolder
+from apart_fast.runs.json_files import Object, read_if_there
 from apart_fast.runs.reading import Run
 from apart_fast.step.methods import get_method
 from apart_fast.step.optimizer import SGD
@@ -263,7 +264,7 @@ def table(config: Config) -> None:
     runs = finished(config)
     if not runs:
         raise UserError(f"no finished run in {config.runs}: let the stage train end first")
-    measured = read_if_there(config.out / "cost.json", "remove it and let the stage cost make it again")
+    measured = read_if_there(config.out / "cost.json", Object, "remove it and let the stage cost make it again")
     costs = measured["steps"] if measured else {}
     for method, seed in config.all_runs():
         if (method, seed) not in runs:
@@ -344,4 +345,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(tyro.cli(Config, description=__doc__))))
+    sys.exit(guarded(lambda: main(expand_paths(tyro.cli(Config, description=__doc__)))))
