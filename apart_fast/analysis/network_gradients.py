@@ -1,22 +1,21 @@
 """The gradients of one network on a set of images: their norms, how far they agree, and what they are worth."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from apart_fast.analysis.directions import fgsm_delta, input_gradient, pgd_delta
 from apart_fast.errors import UserError
 from apart_fast.evaluation.attacks import predict
 from apart_fast.evaluation.gradient import without_gradient
-from apart_fast.models.channels_last import PlainLayout
+from apart_fast.models.channels_last import OwnPixels
 from apart_fast.models.default_points import default_points
 from apart_fast.models.modes import frozen
-from apart_fast.step.points import match_points
+from apart_fast.step.points import BlockPoints, match_points
 
 PGD_STEPS = 20
 
@@ -38,34 +37,7 @@ def block_points(model: nn.Module, patterns: Sequence[str] | None) -> list[tuple
 
 def _inside(model: nn.Module) -> nn.Module:
     """The network whose submodules have the names that it was built with."""
-    return model.model if isinstance(model, PlainLayout) else model
-
-
-@contextmanager
-def _capturing(model: nn.Module, points: Sequence[tuple[str, str]]) -> Iterator[dict[tuple[str, str], Tensor]]:
-    """Within: a forward leaves in the yielded dictionary what passes each (submodule, input | output).
-
-    What is left is a view that goes into the submodule only: its gradient has no part of a shortcut, as APART's h_b.
-    """
-    passed: dict[tuple[str, str], Tensor] = {}
-    modules = dict(_inside(model).named_modules())
-
-    def keep(point: tuple[str, str], a: Tensor) -> Tensor:
-        passed[point] = a.view_as(a)
-        return passed[point]
-
-    def hook(point: tuple[str, str]) -> RemovableHandle:
-        module = modules[point[0]]
-        if point[1] == "input":
-            return module.register_forward_pre_hook(lambda _, args: (keep(point, args[0]), *args[1:]))
-        return module.register_forward_hook(lambda _, _args, a: keep(point, a))
-
-    handles = [hook(point) for point in points]
-    try:
-        yield passed
-    finally:
-        for handle in handles:
-            handle.remove()
+    return model.model if isinstance(model, OwnPixels) else model
 
 
 def gradient_norms(
@@ -81,14 +53,31 @@ def gradient_norms(
         points: (submodule, input | output), see `apart_fast.step.points.match_points`.
 
     Returns:
-        [B] at the input, and [B, len(points)] at the points.
+        [B] at the input, and [B, len(points)] at the points: of what goes into the submodule only, without the part of
+        a shortcut, as APART's h_b.
+
+    Raises:
+        UserError: a point at which there is no gradient, or more than one.
     """
     leaf = images.detach().clone().requires_grad_()
-    with frozen(model), _capturing(model, points) as passed, torch.enable_grad():
+    found: list[Tensor | None] = []
+    with ExitStack() as stack:
+        stack.enter_context(frozen(model))
+        stack.enter_context(torch.enable_grad())
+        if points:
+            blocks = BlockPoints(_inside(model), [f"{name}:{side}" for name, side in points], keep=_norms)
+            stack.callback(blocks.remove)
+            found = stack.enter_context(blocks.capturing())
         loss = F.cross_entropy(predict(model, leaf), labels, reduction="sum")
-        gradients = torch.autograd.grad(loss, [leaf, *(passed[point] for point in points)])
-    norms = torch.stack([g.flatten(1).double().norm(dim=1) for g in gradients], dim=1)
-    return norms[:, 0], norms[:, 1:]
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    at_input = _norms(gradient)
+    norms = [norm for norm in found if norm is not None]
+    return at_input, torch.stack(norms, dim=1) if norms else at_input.new_empty(len(images), 0)
+
+
+def _norms(gradient: Tensor) -> Tensor:
+    """L2 norms of the rows of [B, ...], float64 [B]."""
+    return gradient.flatten(1).double().norm(dim=1)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

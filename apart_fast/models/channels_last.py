@@ -1,4 +1,8 @@
-"""Pixels go into a network channels-last; a network that calls `view` on its maps takes no such tensor."""
+"""Pixels go into a network channels-last, and are needed afterwards.
+
+A network that calls `view` on its maps takes no such tensor, and one that works in place on what it is given overwrites
+them; neither need know.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -6,13 +10,24 @@ from torch import Tensor, nn
 from apart_fast.models.modes import evaluating
 
 
-class PlainLayout(nn.Module):
-    """`model`, whose pixels are copied into plain NCHW first."""
+class OwnPixels(nn.Module):
+    """`model`, which is given a copy of its pixels."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
         self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] pixels of any layout -> logits."""
+        return self.model(x.clone(memory_format=torch.preserve_format))
+
+
+class PlainLayout(OwnPixels):
+    """`model`, whose pixels are copied into plain NCHW first."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
         self._changed: list[Tensor] = []  # weights that came channels-last and are plain now
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,24 +49,27 @@ class PlainLayout(nn.Module):
 
 
 def any_layout(model: nn.Module, sample: Tensor) -> nn.Module:
-    """`model`, or `PlainLayout` of it where it cannot take channels-last pixels (then its weights become plain too).
+    """`model`, or `PlainLayout` of it where it cannot take channels-last pixels (then its weights become plain too), or
+    `OwnPixels` of it where it overwrites them.
 
     Args:
         model: what it computes stays as it is: the trial is in eval mode.
         sample: [B, C, H, W] pixels, channels-last, on the model's device.
     """
-    if not _views_in_vain(model, sample):
-        return model
+    pixels = sample.clone(memory_format=torch.preserve_format)
+    if not _views_in_vain(model, pixels):
+        overwritten = not pixels.is_inference() and pixels._version > 0  # inference tensors have no version
+        return OwnPixels(model) if overwritten else model
     plain = PlainLayout(model)
-    if _views_in_vain(plain, sample):
+    if _views_in_vain(plain, pixels):
         plain.make_weights_plain()
     return plain
 
 
-def _views_in_vain(model: nn.Module, sample: Tensor) -> bool:
+def _views_in_vain(model: nn.Module, pixels: Tensor) -> bool:
     try:
         with evaluating(model), torch.no_grad():
-            model(sample)
+            model(pixels)
     except RuntimeError as error:  # whatever else is wrong is told by the real call
         return "view size is not compatible" in str(error)
     return False

@@ -1,5 +1,6 @@
 """What a block point does in an eager pass: operations of autograd around the kernels (`apart_fast.kernels.point`)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,21 +11,23 @@ from apart_fast import kernels
 
 
 class CaptureSign(torch.autograd.Function):
-    """Identity; its backward leaves the sign of the gradient (int8) in `signs[i]`.
+    """Identity; its backward leaves the sign of the gradient (int8) in `signs[i]`, or what `keep` makes of it.
 
     The output shares a's memory and its version counter, and is no view for autograd, which lets nobody write into a
     view that was made here: an in-place operation behind a point does what it would do without one.
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, signs: list[Tensor | None], i: int) -> Tensor:
-        ctx.signs, ctx.i = signs, i
+    def forward(
+        ctx: Any, a: Tensor, signs: list[Tensor | None], i: int, keep: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        ctx.signs, ctx.i, ctx.keep = signs, i, keep
         return a.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        ctx.signs[ctx.i] = kernels.capture_sign(grad)
-        return grad, None, None
+        ctx.signs[ctx.i] = kernels.capture_sign(grad) if ctx.keep is None else ctx.keep(grad)
+        return grad, None, None, None
 
 
 class AddSign(torch.autograd.Function):

@@ -96,10 +96,12 @@ class BlockPoints:
     Args:
         model: any module. Copies of it (EMA) keep silent.
         patterns: see the head of this file.
+        keep: what `capturing` leaves of a gradient; None: its sign as int8, as `perturbing` needs it.
     """
 
-    def __init__(self, model: nn.Module, patterns: Sequence[str]):
+    def __init__(self, model: nn.Module, patterns: Sequence[str], keep: Callable[[Tensor], Tensor] | None = None):
         self.points = match_points(model, patterns)
+        self._keep = keep
         self._pass: _Pass | None = None
         self._calls: list[int] = []
         self._keeps = False
@@ -107,7 +109,8 @@ class BlockPoints:
         self._untraced: Callable[[int, Tensor], Tensor] | None = None
         modules = dict(model.named_modules())
         self._modules = [modules[name] for name, _ in self.points]
-        self._relus = [_is_relu(modules[name], side) for name, side in self.points]  # whose work the point does
+        # whose work the point does
+        self._relus = [keep is None and _is_relu(modules[name], side) for name, side in self.points]
         self._fused = list(self._relus)  # in one kernel
         self._overwritten = [False] * len(self.points)  # what enters, by the module
         self._watching = True  # until that is known
@@ -236,7 +239,9 @@ class BlockPoints:
             self._given[i] = (a, a, a._version)
         a = F.relu(a) if self._relus[i] and not fused else a
         if now.alphas is None:
-            return (CaptureSign, ReluCaptureSign)[fused].apply(a, now.signs, i)
+            if fused:
+                return ReluCaptureSign.apply(a, now.signs, i)
+            return CaptureSign.apply(a, now.signs, i, self._keep)
         return (AddSign, ReluAddSign)[fused].apply(a, now.signs[i], now.alphas[i])
 
     def _label(self, i: int) -> str:

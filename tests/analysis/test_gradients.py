@@ -74,14 +74,29 @@ def test_block_gradients_are_those_whose_signs_apart_takes(name):
     with blocks.capturing() as signs:
         F.cross_entropy(predict(model, leaf), labels, reduction="sum").backward()
     blocks.remove()
-    with network._capturing(model, points) as passed:
-        loss = F.cross_entropy(predict(model, leaf), labels, reduction="sum")
-        found = torch.autograd.grad(loss, [passed[point] for point in points])
+    blocks = BlockPoints(model, default_points(model), keep=torch.clone)
+    with blocks.capturing() as found:
+        torch.autograd.grad(F.cross_entropy(predict(model, leaf), labels, reduction="sum"), leaf)
+    blocks.remove()
     assert all(torch.equal(g.sign().to(torch.int8), s) for g, s in zip(found, signs, strict=True))
     inputs, norms = network.gradient_norms(model, images, labels, points)
     assert torch.allclose(norms, torch.stack([g.flatten(1).norm(dim=1) for g in found], 1).double(), rtol=1e-4)
     assert torch.allclose(inputs, leaf.grad.flatten(1).norm(dim=1).double(), rtol=1e-4)
     assert all(not module._forward_pre_hooks for module in model.modules())
+
+
+def test_block_gradients_of_a_network_that_works_in_place_are_those_of_its_twin():
+    images, labels = batch(4, 16)
+    found = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace), nn.Flatten(), nn.Linear(6 * 14 * 14, 5)
+        model = nn.Sequential(*layers)
+        found.append(network.gradient_norms(model, images, labels, [("1", "output"), ("2", "input"), ("2", "output")]))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=0)
+    with pytest.raises(UserError, match="'9:input' matches no submodule"):
+        network.gradient_norms(model, images, labels, [("9", "input")])
 
 
 def test_measuring_leaves_the_network_as_it_was_and_batches_do_not_matter_in_eval_mode():

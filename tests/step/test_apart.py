@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from apart_fast import METHODS, Apart, Method, UserError, build_model, get_method
+from apart_fast import METHODS, Apart, Method, UserError, build_model, evaluate, get_method
 
 SHAPE = (12, 12, 3)
 
@@ -387,6 +387,36 @@ def test_a_network_that_views_its_maps_sees_them_as_it_would_alone(amp, weights,
     x = (images / 255).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
     assert loss.item() == pytest.approx(nn.functional.cross_entropy(other(x), labels).item(), rel=2e-2 if amp else 1e-5)
     assert int(model.norm.num_batches_tracked) == 1  # the trial leaves nothing behind
+
+
+class Overwriting(Own):
+    """Normalises its pixels where they lie."""
+
+    def forward(self, x):
+        return super().forward(x.sub_(0.5).mul_(4))
+
+
+@pytest.mark.parametrize("name", ["standard", "fgsm", "atta-2", "apart"])
+def test_a_network_that_overwrites_its_pixels_gets_a_copy(name):
+    class Plain(Own):
+        def forward(self, x):
+            return super().forward((x - 0.5) * 4)
+
+    found = []
+    for kind in (Plain, Overwriting):
+        torch.manual_seed(0)
+        apart = Apart(kind(), 6, SHAPE, method=name, points=["blocks.*.1"])
+        where = dict(offsets=torch.full((6, 2), 4), flips=torch.zeros(6, dtype=torch.bool))
+        results = [apart.step(*data(), **where).loss for _ in range(2)]
+        rows = [] if apart.memory is None else [apart.memory.store]
+        found.append([*results, *rows, *(p.grad for p in apart.model.parameters())])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_an_attack_on_a_network_that_overwrites_its_pixels():
+    images, labels, _ = data()
+    report = evaluate(Overwriting(), images, labels, attacks=("clean", "pgd-2"), progress=False)
+    assert report.attacks.keys() == {"clean", "pgd-2"}
 
 
 def test_a_perturbation_of_size_zero_is_remembered_as_zero():
