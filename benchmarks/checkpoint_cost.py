@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # a script finds only the files beside it
 
 from apart_fast import Apart, build_model  # noqa: E402
 from apart_fast.device import keep_freed_memory  # noqa: E402
-from apart_fast.files import atomic_write, to_json  # noqa: E402
+from apart_fast.files import atomic_write, expand_paths, to_json  # noqa: E402
 from apart_fast.measure.interleave import interleave, spread  # noqa: E402
 from apart_fast.precision import has_bfloat16  # noqa: E402
 from apart_fast.runs import checkpoint  # noqa: E402
@@ -139,4 +139,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    print(to_json(main(tyro.cli(Config, description=__doc__))))
+    print(to_json(main(expand_paths(tyro.cli(Config, description=__doc__)))))

@@ -21,7 +21,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only the files beside it
 from apart_fast import Apart
 from apart_fast.device import pick_device
-from apart_fast.files import atomic_write, to_json
+from apart_fast.files import atomic_write, expand_paths, to_json
 from apart_fast.loaders import Batch
 from apart_fast.measure.interleave import interleave
 from apart_fast.runs.environment import environment
@@ -108,4 +108,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(expand_paths(tyro.cli(Options, description=__doc__)))

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script finds only the files beside it
 
 from apart_fast.device import keep_freed_memory  # noqa: E402
-from apart_fast.files import atomic_write, to_json  # noqa: E402
+from apart_fast.files import atomic_write, expand_paths, to_json  # noqa: E402
 from apart_fast.loaders import load_dataset, make_loader, take_validation  # noqa: E402
 from apart_fast.measure.interleave import spread  # noqa: E402
 from apart_fast.runs.config import TrainConfig  # noqa: E402
@@ -271,4 +271,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--inner"]:
         print(json.dumps(inner(*sys.argv[2:])))
     else:
-        print(to_json(main(tyro.cli(Config, description=__doc__))))
+        print(to_json(main(expand_paths(tyro.cli(Config, description=__doc__)))))

@@ -73,7 +73,7 @@ def table(counts: dict[str, Counter[str]]) -> str:
 def main() -> None:
     """Print the table, and with --out write it and its numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for table.md and counts.json")
+    parser.add_argument("--out", type=lambda word: Path(word).expanduser(), help="folder for table.md and counts.json")
     arguments = parser.parse_args()
     counts = {name: count(**case) for name, case in CASES.items()}
     text = table(counts)

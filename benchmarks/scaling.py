@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from apart_fast import Apart, build_model
 from apart_fast.device import keep_freed_memory
-from apart_fast.files import atomic_write, to_json
+from apart_fast.files import atomic_write, expand_paths, to_json
 from apart_fast.kernels import Crops
 from apart_fast.measure.interleave import interleave
 from apart_fast.parallel.exchange import Exchange
@@ -139,4 +139,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    main(expand_paths(tyro.cli(Config)))

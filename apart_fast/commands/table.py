@@ -3,9 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
@@ -13,7 +11,7 @@ import tyro
 from apart_fast.analysis.settings import CollapseConfig, CurvesConfig, GradientsConfig, PerturbationsConfig
 from apart_fast.check.settings import CheckConfig
 from apart_fast.errors import UserError
-from apart_fast.files import expanded
+from apart_fast.files import expand_paths
 from apart_fast.plan.settings import PlanConfig
 from apart_fast.process.stopping import EXIT, StopSignals
 from apart_fast.report.settings import ReportConfig
@@ -110,21 +108,6 @@ def read_train_words(args: Sequence[str] | None) -> Callable[[], None]:
     _refuse_empty(args)
     config = tyro.cli(TrainConfig, args=args, default=_train_defaults(args), prog="train.py" if args is None else None)
     return lambda: TRAIN(config)
-
-
-def expand_paths(config: Any) -> Any:
-    """Settings whose paths have a home folder for their `~`.
-
-    Raises:
-        UserError: there is no such user.
-    """
-
-    def expand(value: object) -> object:
-        if isinstance(value, Path):
-            return expanded(value)
-        return tuple(map(expand, value)) if isinstance(value, tuple) else value
-
-    return replace(config, **{field.name: expand(getattr(config, field.name)) for field in fields(config)})
 
 
 def _refuse_empty(args: Sequence[str] | None) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from apart_fast.errors import UserError
+from apart_fast.files import expand_paths, expanded
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.runs.json_files import is_file
@@ -26,6 +27,7 @@ def begin(config: TrainConfig) -> tuple[RunFolder, TrainConfig, bool]:
     Raises:
         UserError: a value that makes no sense, a folder that already holds a run, or none to go on with.
     """
+    config = expand_paths(config)
     config.check()
     if config.resume == AUTO:
         if config.out is None:
@@ -49,6 +51,7 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         UserError: it is not there, or may not be looked at.
     """
+    path = expanded(path)
     if not is_file(path):
         raise UserError(f"no checkpoint at {path}: name a .pt file that a run has written")
     return path

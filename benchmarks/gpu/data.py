@@ -18,7 +18,7 @@ from PIL import Image
 
 from apart_fast.cli import guarded
 from apart_fast.errors import UserError
-from apart_fast.files import atomic_write, to_json
+from apart_fast.files import atomic_write, expand_paths, to_json
 from apart_fast.loaders import load_dataset
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -74,4 +74,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(tyro.cli(Config, description=__doc__))))
+    sys.exit(guarded(lambda: main(expand_paths(tyro.cli(Config, description=__doc__)))))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apart_fast.errors import UserError
-from apart_fast.files import NO_ROOM, atomic_path, atomic_write, remove_abandoned
+from apart_fast.files import NO_ROOM, atomic_path, atomic_write, expanded, remove_abandoned
 from apart_fast.loaders.datasets.fingerprints import digest
 
 FOLDER = ".apart_fast"  # beside the data
@@ -30,7 +30,7 @@ class Damaged(UserError):
 def folder_for(root: Path, cache: str | os.PathLike | None) -> Path:
     """Where what is derived from the data in `root` goes: `cache`, or a folder within `root`; leftovers of killed
     processes are removed from it."""
-    folder = root / FOLDER if cache is None else Path(cache).expanduser()
+    folder = root / FOLDER if cache is None else expanded(Path(cache))
     remove_abandoned(folder)
     return folder
 

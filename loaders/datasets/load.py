@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from apart_fast.errors import UserError
-from apart_fast.files import remove_abandoned
+from apart_fast.files import expanded, remove_abandoned
 from apart_fast.loaders.datasets.derived import folder_for
 from apart_fast.loaders.datasets.fetch import FETCHING, fetch, find, reason
 from apart_fast.loaders.datasets.folder import load_folder
@@ -53,8 +53,8 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
-    cache = None if cache is None else Path(cache).expanduser()
-    return DATASETS[name](Path(root).expanduser(), download=download, progress=progress, cache=cache)
+    cache = None if cache is None else expanded(Path(cache))
+    return DATASETS[name](expanded(Path(root)), download=download, progress=progress, cache=cache)
 
 
 def load_known(name: str, root: Path, *, download: bool, progress: bool, cache: Path | None) -> Dataset:
