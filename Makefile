@@ -21,7 +21,7 @@ demo: setup
 	$(VENV)/bin/apart-fast demo
 
 test: lint
-	$(VENV)/bin/python -m pytest tests
+	$(VENV)/bin/python -m pytest tests -n 2 --dist loadfile
 
 bench: setup
 	$(VENV)/bin/python -m pytest benchmarks
