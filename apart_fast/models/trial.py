@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from apart_fast.errors import UserError
 from apart_fast.models.modes import evaluating
 
+# what torch says where the number of channels, or height and width, do not suit a layer, whatever the number of images
+_SHAPE = ("channels, but got", "mat1 and mat2 shapes", "Kernel size can't be greater", "Output size is too small")
+
 
 @contextmanager
 def trial_of_training(model: nn.Module) -> Iterator[None]:
@@ -40,14 +43,16 @@ def uncompiled() -> Iterator[None]:
 
 
 def check_takes(network: nn.Module, sample: Tensor, amp: torch.dtype | None) -> None:
-    """Refuse images that a network cannot take.
+    """Refuse images of a shape that a layer of the network cannot take.
+
+    What else goes wrong is told by the real call: there are networks made for batches of one size.
 
     Args:
         sample: [B, C, H, W] pixels on its device.
         amp: dtype of the autocast that it is called under; None: none.
 
     Raises:
-        UserError: it fails on them, in eval mode and in training mode too.
+        UserError: one does not, in eval mode and in training mode too.
     """
     reason: Exception | None = None
     for mode in (evaluating, trial_of_training):
@@ -56,10 +61,10 @@ def check_takes(network: nn.Module, sample: Tensor, amp: torch.dtype | None) -> 
                 with torch.autocast(sample.device.type, dtype=amp, enabled=amp is not None):
                     network(sample)
             return
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
             reason = error
+    line = str(reason).strip().partition("\n")[0]
+    if not any(words in line for words in _SHAPE):
+        return
     channels, height, width = sample.shape[1:]
-    line = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
     raise UserError(f"the model cannot take {height}x{width} images with {channels} channels: {line}") from reason

@@ -576,3 +576,11 @@ def test_rows_of_omega_that_make_no_sense_are_told():
     with pytest.raises(IndexError, match="outside of 0..5"):
         memory.read(torch.tensor([-1]))
     assert torch.equal(memory.store, before)
+
+
+def test_a_network_made_for_batches_of_one_size_is_not_tried_in_vain():
+    class SixAtATime(Own):
+        def forward(self, x):
+            return super().forward(torch.cat(x.split([2, 4])))
+
+    assert Apart(SixAtATime(), 6, SHAPE, points=["blocks.*.1"]).step(*data()).loss.isfinite()
