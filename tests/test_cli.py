@@ -5,6 +5,7 @@ import errno
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -18,6 +19,7 @@ from apart_fast.commands.table import COMMANDS, Command
 from apart_fast.errors import Stopped, UserError
 from apart_fast.runs import checkpoint
 from apart_fast.runs.begin import find_checkpoint
+from apart_fast.runs.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "torchvision", "triton", "matplotlib", "tensorboard", "numpy", "scipy", "PIL", "ffcv", "jinja2"}
@@ -99,7 +101,7 @@ def test_a_wrong_word_is_told_at_once(tmp_path, what, words):
 def test_a_wrong_path_or_value_is_told_at_once(tmp_path, what, words, line):
     for name in ("run", "done"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text(json.dumps(asdict(TrainConfig()), default=str))
     (tmp_path / "done" / "summary.json").write_text("{}")
     words = [word.format(run=tmp_path / "run", done=tmp_path / "done") for word in words]
     code, modules, error = probe(tmp_path, what, *words)
