@@ -61,7 +61,7 @@ def main() -> int:
     folder = Path(args.work or tempfile.mkdtemp(prefix="campaign-")).resolve()
     deadline = time.monotonic() + 60 * args.minutes
     with Launcher(folder / "outputs") as launcher:
-        shop = Workshop(folder, launcher)
+        shop = Workshop(folder, launcher, again=bool(done))
         for name, part in PARTS.items():
             for case in part.cases(args.seed, 10**4 if args.only else counts[name]):
                 if case.name in done or (args.only and case.name not in args.only):

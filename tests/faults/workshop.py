@@ -75,10 +75,14 @@ def draw(root: Path, train: int, test: int, side: int = 8) -> Path:
 
 
 class Workshop:
-    """Folders and runs that cases share; each case works in a folder of its own."""
+    """Folders and runs that cases share; each case works in a folder of its own.
 
-    def __init__(self, folder: Path, launcher: Launcher):
-        self.folder, self.launcher = folder, launcher
+    Args:
+        again: what an earlier part of the same campaign has made in `folder` is taken as it is.
+    """
+
+    def __init__(self, folder: Path, launcher: Launcher, *, again: bool = False):
+        self.folder, self.launcher, self._again = folder, launcher, again
         self._unbroken: dict[str, Unbroken] = {}
         self._data: dict[str, Path] = {}
 
@@ -86,8 +90,9 @@ class Workshop:
         """A data folder, not to be altered; its decoded images are kept in it."""
         if name not in self._data:
             path = self.folder / "data" / name
-            shutil.rmtree(path, ignore_errors=True)
-            self._data[name] = draw(path, *DATA[name])
+            if self._anew(path):
+                draw(path, *DATA[name])
+            self._data[name] = path
         return self._data[name]
 
     def words(self, kind: str, data: Path, out: Path) -> list[str]:
@@ -97,31 +102,40 @@ class Workshop:
     def unbroken(self, kind: str) -> Unbroken:
         """The run of this kind that nothing has broken."""
         if kind not in self._unbroken:
-            out = self.folder / "unbroken" / kind
-            shutil.rmtree(out, ignore_errors=True)
+            out, note = self.folder / "unbroken" / kind, self.folder / "unbroken" / f"{kind}.json"
             data = self.data(KINDS[kind][0])
-            begins: dict[str, float] = {}
-            epochs = int(KINDS[kind][1][1])
-            running = self.launcher.start("train.py", self.words(kind, data, out), self.folder)
-            while not running.over(0.002):
-                now = time.monotonic() - running.began
-                for name, there in phases(out, epochs).items():
-                    if name not in begins and there():
-                        begins[name] = now
-            ended = running.wait()
-            begins["end"] = ended.seconds
-            if ended.code:
-                sys.exit(f"the run to compare with failed: {ended.tail()}")
+            if self._anew(out):
+                note.write_text(json.dumps(self._watched(kind, data, out)))
             last, best = self.digest(out / "last.pt"), self.digest(out / "best.pt")
             assert last is not None and best is not None
-            self._unbroken[kind] = Unbroken(out, last, best, rows(out / "metrics.jsonl"), begins)
+            self._unbroken[kind] = Unbroken(out, last, best, rows(out / "metrics.jsonl"), json.loads(note.read_text()))
         return self._unbroken[kind]
+
+    def _anew(self, path: Path) -> bool:
+        """Whether `path` is to be made; what lies there then goes."""
+        if self._again and path.exists():
+            return False
+        shutil.rmtree(path, ignore_errors=True)
+        return True
+
+    def _watched(self, kind: str, data: Path, out: Path) -> dict[str, float]:
+        """Train, and say when the phases began."""
+        epochs, begins = int(KINDS[kind][1][1]), {}
+        running = self.launcher.start("train.py", self.words(kind, data, out), self.folder)
+        while not running.over(0.002):
+            now = time.monotonic() - running.began
+            begins |= {name: now for name, there in phases(out, epochs).items() if name not in begins and there()}
+        ended = running.wait()
+        if ended.code:
+            sys.exit(f"the run to compare with failed: {ended.tail()}")
+        return {**begins, "end": ended.seconds}
 
     @cached_property
     def stopped(self) -> Path:
         """The folder of a plain run that was stopped after a few epochs."""
         out = self.folder / "unbroken" / "stopped"
-        shutil.rmtree(out, ignore_errors=True)
+        if not self._anew(out):
+            return out
         running = self.launcher.start("train.py", self.words("plain", self.data("small"), out), self.folder)
         while not running.over(0.002) and len(lines(out / "metrics.jsonl")) < 3:
             pass
@@ -135,7 +149,8 @@ class Workshop:
     def judged(self) -> Path:
         """A copy of the finished plain run with evaluation.json."""
         out = self.folder / "unbroken" / "judged"
-        shutil.rmtree(out, ignore_errors=True)
+        if not self._anew(out):
+            return out
         shutil.copytree(self.unbroken("plain").folder, out)
         self.evaluate(out / "best.pt", check=True)
         return out
