@@ -126,8 +126,10 @@ def summed_up(done: dict[str, dict], args: argparse.Namespace, seconds: float) -
     for found in done.values():
         for key, value in found["counted"].items():
             counted[found["part"]].setdefault(key, collections.Counter())[value] += 1
+    chosen = [word for name in PARTS for word in (f"--{name}", str(getattr(args, name)))]
+    chosen += ["--only", *args.only] if args.only else []
     return {
-        "command": "python tests/campaign.py " + shlex.join(sys.argv[1:]),
+        "command": shlex.join(["python", "tests/campaign.py", "--seed", str(args.seed), *chosen]),
         "seed": args.seed,
         "outcomes": outcomes,
         "counted": counted,
