@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import apart_fast
-from apart_fast.cli import guarded
+from apart_fast.cli import guarded, main
 from apart_fast.commands.table import COMMANDS, Command
 from apart_fast.errors import Stopped, UserError
 from apart_fast.runs import checkpoint
@@ -84,6 +84,8 @@ def test_a_wrong_word_is_told_at_once(tmp_path, what, words):
     [
         (TRAIN, ["--resume", "nosuch"], "no run in nosuch"),
         (TRAIN, ["--out", "{run}"], "already holds a run"),
+        (TRAIN, ["--out", "~nosuchuser/x"], "no home folder is known for ~nosuchuser"),
+        (TRAIN, ["--resume", ""], "--resume has an empty value"),
         (TRAIN, ["--epochs", "0"], "--epochs 0 is too small"),
         (TRAIN, ["--eps", "8"], "did you mean 8/255"),
         (TRAIN, ["--method", "apartt"], "did you mean apart"),
@@ -109,6 +111,49 @@ def test_a_wrong_path_or_value_is_told_at_once(tmp_path, what, words, line):
     assert error.startswith("error: ") and line in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["train", "--out", ""], "--out has an empty value"),
+        (["train", "--epochs", "1", "--data-dir="], "--data-dir has an empty value"),
+        (["evaluate", ""], "one of the words is empty"),
+        (["report", "--out", "x.html", ""], "an empty value"),
+        (["analyze", "collapse", "--reference=", "x"], "--reference has an empty value"),
+        (["demo", "--out", ""], "--out has an empty value"),
+        (["check", "--data-dir", ""], "--data-dir has an empty value"),
+    ],
+)
+def test_empty_words_are_refused(capsys, words, line):
+    """An unset shell variable: the path would be the working directory."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.startswith("error: ") and line in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--resume", "~/x"],
+        ["train", "--out=~/here"],
+        ["evaluate", "~/x.pt"],
+        ["report", "~/x"],
+        ["analyze", "curves", "~/x"],
+        ["analyze", "perturbations", "~/x"],
+        ["check", "--data-dir", "~/x"],
+        ["demo", "--out", "~/here"],
+    ],
+)
+def test_every_path_expands(capsys, monkeypatch, tmp_path, words):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "config.json").write_text("{}")
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and f"{tmp_path}/" in error and "~" not in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("name, command", list(leaves()))
 def test_every_command_runs_with_its_settings(name, command):
     module, _, function = command.run.partition(":")
@@ -130,7 +175,8 @@ def test_a_missing_checkpoint_has_one_line(tmp_path):
     [
         (UserError("too small: give more"), 2, "error: too small: give more\n"),
         (Stopped(15, Path("runs/a")), 143, "stopped by SIGTERM; go on with --resume runs/a\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "data"), 2, "error: data: Permission denied\n"),
         (OSError(errno.ENOSPC, "full"), 2, "no space left"),
         (torch.OutOfMemoryError("40 GiB\nand more"), 2, "out of GPU memory (40 GiB): lower the batch size\n"),
     ],

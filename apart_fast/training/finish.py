@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from apart_fast.files import check_held
 from apart_fast.loaders import subset
 from apart_fast.parallel.world import World
 from apart_fast.report import pictures
@@ -32,7 +33,7 @@ def finish(
     All ranks judge; rank 0 alone writes. A picture or page that fails is left out, and a line says so.
 
     Raises:
-        UserError: full disk.
+        UserError: full disk, or the folder is gone.
     """
     us.meet()  # rank 0 has written best.pt
     if not folder.best.is_file():  # lost after its epoch
@@ -69,6 +70,7 @@ def finish(
         write_card(folder, config)
     with sparing("report.html"):
         write_report([folder.path], folder.path / "report.html")
+    check_held(folder.path)
     return summary
 
 
