@@ -167,7 +167,7 @@ class TrainConfig:
     not given)."""
     checkpoint_every: int | None = None
     """Epochs between checkpoints of the whole state. None: by time, so that they take at most about 2 % of the
-    training: after an epoch, and in a long one every two minutes. Also written at the end, on SIGTERM, SIGHUP, Ctrl-C."""
+    training: after an epoch, and in a long one every two minutes. Also at the end, on SIGTERM, SIGHUP and Ctrl-C."""
     keep_weights: int = 0
     """Keep the weights of every so many epochs as weights/epoch-0007.pt, for `apart-fast analyze`. 0: none."""
 
