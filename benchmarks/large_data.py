@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import tyro
 from PIL import Image
 
@@ -30,13 +31,17 @@ sys.path.insert(0, str(ROOT))  # a script finds only the files beside it
 
 from apart_fast.device import keep_freed_memory  # noqa: E402
 from apart_fast.files import atomic_write, expand_paths, to_json  # noqa: E402
-from apart_fast.loaders import load_dataset, make_loader, take_validation  # noqa: E402
+from apart_fast.loaders import Split, load_dataset, make_loader, take_validation  # noqa: E402
+from apart_fast.loaders.datasets.fingerprints import digest  # noqa: E402
+from apart_fast.loaders.datasets.mapped import ImageFile  # noqa: E402
+from apart_fast.loaders.datasets.splits import Kept  # noqa: E402
 from apart_fast.measure.interleave import spread  # noqa: E402
 from apart_fast.runs.config import TrainConfig  # noqa: E402
 from apart_fast.runs.environment import environment  # noqa: E402
 from apart_fast.runs.folder import RunFolder  # noqa: E402
 
 TEST = 50  # one test picture for so many training pictures
+MANY = (500_000, 2_000_000)  # images of one pixel, to see what each takes besides its pixels
 FIRST = 3  # steps that are not counted: compilation, and the first batches
 
 
@@ -164,11 +169,11 @@ def _timed(into: dict, name: str) -> Iterator[None]:
     into[name] = time.perf_counter() - began
 
 
-def convert(config: Config, gigabytes: float) -> dict:
+def convert(config: Config, gigabytes: str) -> dict:
     """Decode the pictures, and convert them for FFCV."""
     memory, found = Memory(), {}
     with _timed(found, "decoding_seconds"):
-        data = load_dataset("folder", root(config, gigabytes))
+        data = load_dataset("folder", root(config, float(gigabytes)))
     found |= {"images": len(data.train), "image_bytes": data.train.nbytes, "decoding": memory.found()}
     if "ffcv" in config.loaders:
         memory.clear()
@@ -179,7 +184,7 @@ def convert(config: Config, gigabytes: float) -> dict:
     return found
 
 
-def train(config: Config, gigabytes: float, loader: str) -> dict:
+def train(config: Config, gigabytes: str, loader: str) -> dict:
     """Some steps, as `train.py` does them."""
     from apart_fast.training.trainer import Trainer  # after the settings are read
 
@@ -188,8 +193,8 @@ def train(config: Config, gigabytes: float, loader: str) -> dict:
     time.sleep(0.1)
     before = memory.found()["anonymous"]
     settings = TrainConfig(
-        dataset="folder", data_dir=root(config, gigabytes), loader=loader, method=config.method, width=config.width,
-        batch_size=config.batch_size, omega_device="disk", omega_dtype="int8", device="cpu", progress=False,
+        dataset="folder", data_dir=root(config, float(gigabytes)), loader=loader, method=config.method,
+        width=config.width, batch_size=config.batch_size, omega_device="disk", omega_dtype="int8", device="cpu", progress=False,
         out=config.work / "run",
     )  # fmt: skip
     with _timed(found, "start_seconds"):
@@ -223,6 +228,26 @@ def train(config: Config, gigabytes: float, loader: str) -> dict:
     }
 
 
+def count(config: Config, images: str, loader: str) -> dict:
+    """What is kept of each image besides its pixels, with images of one pixel."""
+    folder, memory, n = config.work / "many", Memory(), int(images)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"{n}.npy", np.zeros((n, 1, 1, 1), np.uint8))
+    file, labels = ImageFile(folder / f"{n}.npy"), torch.arange(n) % 10
+    known = Kept(f"{n:032}", digest(labels.numpy()))
+    time.sleep(0.1)
+    before = memory.anonymous
+    split, _ = take_validation(Split(file.images, labels, "many", folder, None, file, known), TrainConfig.val_images)
+    options = dict(batch_size=128, seed=0, padding=0, flip=True, progress=False)
+    make_loader(loader, split, **options).close()  # converts
+    memory.clear()
+    with make_loader(loader, split, **options) as made, closing(made.epoch(0)) as batches:
+        for _ in range(FIRST):
+            next(batches)
+        time.sleep(0.1)
+    return {"images": n, "anonymous": memory.anonymous - before}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -243,12 +268,12 @@ def measure(config: Config, *words: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def inner(settings: str, what: str, gigabytes: str, *rest: str) -> dict:
+def inner(settings: str, what: str, *rest: str) -> dict:
     """The work of such a process."""
     values = json.loads(settings)
     for name in ("out", "work", "data_dir"):
         values[name] = Path(values[name])
-    return {"convert": convert, "train": train}[what](Config(**values), float(gigabytes), *rest)
+    return {"convert": convert, "train": train, "count": count}[what](Config(**values), *rest)
 
 
 def main(config: Config) -> dict:
@@ -256,12 +281,17 @@ def main(config: Config) -> dict:
     sizes = sorted(config.gigabytes)
     for gigabytes in reversed(sizes):
         make(config, gigabytes, None if gigabytes == sizes[-1] else root(config, sizes[-1]))
-    found: dict = {"settings": asdict(config), "conversions": {}, "trainings": {}}
+    found: dict = {"settings": asdict(config), "conversions": {}, "trainings": {}, "bytes_for_each_image": {}}
     for gigabytes in sizes:
         found["conversions"][f"{gigabytes:g} GB"] = measure(config, "convert", str(gigabytes))
     for gigabytes, loader in itertools.product(sizes, config.loaders):
         drop(root(config, gigabytes) / ".apart_fast")
         found["trainings"][f"{gigabytes:g} GB, {loader}"] = measure(config, "train", str(gigabytes), loader)
+    for loader in config.loaders:
+        few, many = (measure(config, "count", str(n), loader) for n in MANY)
+        found["bytes_for_each_image"][loader] = (many["anonymous"] - few["anonymous"]) / (
+            many["images"] - few["images"]
+        )
     found["environment"] = environment()
     atomic_write(config.out, to_json(found))
     return found
