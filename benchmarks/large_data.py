@@ -194,8 +194,8 @@ def train(config: Config, gigabytes: str, loader: str) -> dict:
     before = memory.found()["anonymous"]
     settings = TrainConfig(
         dataset="folder", data_dir=root(config, float(gigabytes)), loader=loader, method=config.method,
-        width=config.width, batch_size=config.batch_size, omega_device="disk", omega_dtype="int8", device="cpu", progress=False,
-        out=config.work / "run",
+        width=config.width, batch_size=config.batch_size, omega_device="disk", omega_dtype="int8", device="cpu",
+        progress=False, out=config.work / "run",
     )  # fmt: skip
     with _timed(found, "start_seconds"):
         data = load_dataset(settings.dataset, settings.data_dir)
