@@ -252,7 +252,8 @@ def test_a_slice(monkeypatch, code, ended):
     assert running.run_slice(["-c", code], 2.0) == ended
 
 
-def test_pytest_leaves_what_it_has(tmp_path):
+def test_pytest_leaves_what_it_has(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # or its benchmarks would be left out
     file = tmp_path / "test_two.py"
     file.write_text("import time\ndef test_a(benchmark): benchmark(int)\ndef test_b(): time.sleep(60)\n")
     report, figures = tmp_path / "two.xml", tmp_path / "two.json"
