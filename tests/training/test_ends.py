@@ -114,6 +114,7 @@ def test_a_run_folder_that_goes(no_pictures, settings, tmp_path, monkeypatch, ca
     def stepping(self, batch):
         step(self, batch)
         if self.global_step == 7:
+            self.keeper.wait()  # removing would meet what is written
             shutil.rmtree(out) if how == "removed" else out.rename(tmp_path / "renamed")
 
     def write_card(*arguments):
