@@ -85,15 +85,21 @@ class StopSignals:
 def leave_to_parent(_number: int = 0) -> None:
     """In a worker process: what comes to a whole group or job (Ctrl-C, `timeout`, a scheduler) is for its parent.
 
-    A second SIGTERM ends it: so multiprocessing ends what its parent has not.
+    A second SIGTERM ends it: so multiprocessing ends what its parent has not. A thread that sends to a parent which was
+    killed meanwhile says nothing.
     """
 
     def end_next_time(_signum: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
+    def complain(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+        if not isinstance(error, ConnectionError | EOFError):
+            sys.__excepthook__(kind, error, at)
+
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end_next_time)
+    sys.excepthook = complain
 
 
 def end_now(line: str, code: int) -> None:

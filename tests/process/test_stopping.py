@@ -2,10 +2,12 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from multiprocessing.reduction import DupFd
 from types import SimpleNamespace
 
 import numpy as np
@@ -178,3 +180,21 @@ def test_workers_of_a_loader_leave_signals_to_their_parent():
     assert len(children) >= 2 and count + sum(len(batch) for batch in batches) == 24
     loader.close()
     assert np.all([not os.path.exists(f"/proc/{child}") for child in children])
+
+
+def test_a_worker_whose_parent_was_killed_in_a_transfer_says_nothing(tmp_path):
+    """It serves memory to its parent in a thread, which the parent leaves in the middle of the handshake."""
+    told, tell = os.pipe()
+    ended, end = os.pipe()
+    if not (pid := os.fork()):
+        sys.stderr = open(tmp_path / "err.txt", "w", buffering=1)
+        stopping.leave_to_parent()
+        os.write(tell, DupFd(0)._id[0].encode())
+        os.read(ended, 1)
+        time.sleep(0.1)
+        os._exit(0)
+    with socket.socket(socket.AF_UNIX) as parent:
+        parent.connect(os.read(told, 200).decode())
+    os.write(end, b"x")
+    os.waitpid(pid, 0)
+    assert (tmp_path / "err.txt").read_text() == ""
