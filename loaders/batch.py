@@ -39,11 +39,6 @@ class Batch:
         if not self.together:
             object.__setattr__(self, "together", len(self))
 
-    @property
-    def share(self) -> float:
-        """Of the examples of all ranks in this step."""
-        return len(self) / self.together
-
     def __len__(self) -> int:
         return self.labels.shape[0]
 

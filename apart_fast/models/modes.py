@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor, nn
 
@@ -31,15 +31,21 @@ def differentiable(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within: all modules are in eval mode. Each is in its own mode again afterwards, after an exception too."""
+def switched(model: nn.Module, training: bool) -> Iterator[None]:
+    """Within: all modules are in training mode, or all in eval mode. Each is in its own mode again afterwards, after an
+    exception too."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, before in modes:
+            module.training = before
+
+
+def evaluating(model: nn.Module) -> AbstractContextManager[None]:
+    """Within: all modules are in eval mode (see `switched`)."""
+    return switched(model, training=False)
 
 
 def running(model: nn.Module) -> dict[str, Tensor]:

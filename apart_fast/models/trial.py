@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from apart_fast.errors import UserError
-from apart_fast.models.modes import evaluating
+from apart_fast.models.modes import evaluating, switched
 
 # what torch says where the number of channels, or height and width, do not suit a layer, whatever the number of images
 _SHAPE = ("channels, but got", "mat1 and mat2 shapes", "Kernel size can't be greater", "Output size is too small")
@@ -17,16 +17,12 @@ _SHAPE = ("channels, but got", "mat1 and mat2 shapes", "Kernel size can't be gre
 @contextmanager
 def trial_of_training(model: nn.Module) -> Iterator[None]:
     """Within: all modules are in training mode. Buffers, modes and random states are as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {buffer.device for buffer, _ in buffers if buffer.is_cuda}
-    with torch.random.fork_rng(devices):
-        model.train()
+    with torch.random.fork_rng(devices), switched(model, training=True):
         try:
             yield
         finally:
-            for module, training in modes:
-                module.training = training
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)

@@ -23,7 +23,7 @@ class Agreement:
     def __init__(self, exchange: Exchange | None, device: torch.device):
         self._exchange = exchange
         self._behind = BEHIND if device.type == "cuda" else 0
-        self._arriving: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
+        self._arriving: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
         self._deaf = 0  # steps in which a flag that was heard may still be on its way
 
     def after_step(self, stop: bool, save: bool) -> tuple[bool, bool]:
@@ -46,9 +46,7 @@ class Agreement:
     def _read(self) -> tuple[bool, bool]:
         assert self._exchange is not None and self._exchange.agreed is not None
         agreed = self._exchange.agreed
-        if not agreed.is_cuda:
-            values = agreed
-        else:
+        if agreed.is_cuda:
             copy = torch.empty(agreed.shape, dtype=agreed.dtype, pin_memory=True)
             copy.copy_(agreed, non_blocking=True)
             event = torch.cuda.Event()
@@ -56,8 +54,7 @@ class Agreement:
             self._arriving.append((copy, event))
             if len(self._arriving) <= self._behind:
                 return False, False
-            values, arrived = self._arriving.popleft()
-            if arrived is not None:
-                arrived.synchronize()
-        stop, save = values.tolist()
+            agreed, arrived = self._arriving.popleft()
+            arrived.synchronize()
+        stop, save = agreed.tolist()
         return stop > 0, save > 0

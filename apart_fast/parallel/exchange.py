@@ -43,9 +43,9 @@ class Exchange:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, flags: int = 0):
-        self._group, self._number = group, flags
+        self._group = group
         self._flats: dict[tuple, list[tuple[list[int], _Flat]]] = {}
-        self._flags: Tensor | None = None
+        self._flags: Tensor | None = None  # what this rank has raised, on the device; made by the first call
         self._raised = [0.0] * flags
         self.agreed: Tensor | None = None
 
@@ -68,7 +68,7 @@ class Exchange:
         Returns:
             tensors laid out like `like`, which the next call overwrites.
         """
-        if self._number and self._flags is None:
+        if self._raised and self._flags is None:
             self._flags = torch.tensor(self._raised, dtype=tensors[0].dtype, device=tensors[0].device)
         flags = [] if self._flags is None else [self._flags]
         given, models = [*tensors, *flags], [*(tensors if like is None else like), *flags]
@@ -78,9 +78,8 @@ class Exchange:
         found: list[Tensor] = list(given)
         for numbers, flat in self._flats[key]:
             torch._foreach_copy_(flat.views, [given[i].detach() for i in numbers])
-            last = len(given) - 1
-            scaled = [v for i, v in zip(numbers, flat.views, strict=True) if self._flags is None or i != last]
-            torch._foreach_mul_(scaled, share)
+            # flags count as they are: a rank without images may raise one
+            torch._foreach_mul_([v for i, v in zip(numbers, flat.views, strict=True) if i < len(tensors)], share)
             dist.all_reduce(flat.values, group=self._group)
             for i, view in zip(numbers, flat.views, strict=True):
                 found[i] = view

@@ -130,16 +130,6 @@ class World:
         if self.first:
             self._store.set(key, "done")
 
-    def once(self, what: str, act: Callable[[], object]) -> None:
-        """`act` on rank 0; the others go on when it has ended there.
-
-        Raises:
-            SaidElsewhere: it has failed on rank 0.
-        """
-        with self.first_alone(what):
-            if self.first:
-                act()
-
     def _wait(self, key: str) -> None:
         assert self._store is not None
         deadline = time.monotonic() + PATIENCE.total_seconds()

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from apart_fast.errors import UserError
 from apart_fast.graphs import WARM_UP, capture, run_on
 from apart_fast.loaders import Batch
+from apart_fast.models.trial import uncompiled
 from apart_fast.step.apart import Apart
 
 PLAIN_STEPS = 1  # before a model is compiled: signs and gradients exist then, and stay where and what they are
@@ -36,7 +37,7 @@ def wants_graph(asked: bool | None, device: torch.device) -> bool:
 
 def plain_model(compiled: bool) -> AbstractContextManager[object]:
     """Within: a compiled model runs as it is; judging has batches of many sizes, each a compilation of its own."""
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    return uncompiled() if compiled else nullcontext()
 
 
 class GraphedStep:

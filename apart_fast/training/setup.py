@@ -115,7 +115,7 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World) -> P
             rank=us.rank,
             world_size=us.size,
             workers=config.workers,
-            progress=config.progress and us.first,
+            progress=config.progress,
         )
     check_last_batch(model, config.batch_size, splits.train, us)
     scaler = torch.amp.GradScaler(device.type) if amp == torch.float16 else None

@@ -77,7 +77,7 @@ class Judge:
                 amp=amp,
                 calls=self._config.epochs,
             )
-        progress = progress and self._config.progress and self._us.first
+        progress = progress and self._config.progress
         with plain_model(self._compiled), self._mean_statistics():
             return self._evaluator(split.images, split.labels, attacks, progress=progress, us=self._us)
 

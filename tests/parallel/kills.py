@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import torch
+from starting import same
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -73,15 +74,6 @@ def bits(out: Path) -> list:
     state = torch.load(out / "last.pt")
     parts = [shards.read_rank(out, state["ranks"], rank) for rank in range(state["ranks"]["size"])]
     return [state["model"], state["optimizer"], state["apart"], state["totals"], parts]
-
-
-def same(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict | list):
-        items = a.items() if isinstance(a, dict) else enumerate(a)
-        return len(a) == len(b) and all(same(value, b[key]) for key, value in items)
-    return True
 
 
 def faults(out: Path, whole: list | None) -> list[str]:

@@ -1,9 +1,11 @@
-"""Processes as torchrun starts them."""
+"""Processes as torchrun starts them, and what they leave."""
 
 import os
 import socket
 import subprocess
 from pathlib import Path
+
+import torch
 
 
 def free_port() -> int:
@@ -21,3 +23,13 @@ def start_ranks(world: int, command: list[str], **options) -> list[subprocess.Po
         subprocess.Popen(command, env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r)}, **options)
         for r in range(world)
     ]
+
+
+def same(a: object, b: object) -> bool:
+    """Whether nested tensors are the same bits."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict | list):
+        items = a.items() if isinstance(a, dict) else enumerate(a)
+        return len(a) == len(b) and all(same(value, b[key]) for key, value in items)
+    return True

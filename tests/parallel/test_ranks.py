@@ -39,6 +39,14 @@ def together(world):
     return batches
 
 
+def assert_alike(mine, alone):
+    """Of what a rank and one process have: step sizes, losses and weights are the same."""
+    for name in ("sizes", "results"):
+        torch.testing.assert_close(mine[name], alone[name], rtol=0, atol=1e-10)
+    for name, value in alone["model"].items():
+        torch.testing.assert_close(mine["model"][name], value, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("world", WORLDS)
 def test_ranks_take_the_steps_of_one_process(found, world, method):
@@ -46,10 +54,7 @@ def test_ranks_take_the_steps_of_one_process(found, world, method):
     memory = torch.full_like(alone["memory"], torch.nan) if "memory" in alone else None
     for rank in range(world):
         mine = found[rank][world, "group", method]
-        for name in ("sizes", "results"):
-            torch.testing.assert_close(mine[name], alone[name], rtol=0, atol=1e-10)
-        for name, value in alone["model"].items():
-            torch.testing.assert_close(mine["model"][name], value, rtol=0, atol=1e-10)
+        assert_alike(mine, alone)
         if memory is not None:
             memory[loader_of(rank, world).shard] = mine["memory"]
     if memory is not None:
@@ -64,10 +69,7 @@ def test_batchnorm_takes_the_statistics_of_each_rank(found, world, method):
     alone = trained(method, "each", loader_of(0, 1), None, together(world))
     for rank in range(world):
         mine = found[rank][world, "batch", method]
-        for name in ("sizes", "results"):
-            torch.testing.assert_close(mine[name], alone[name], rtol=0, atol=1e-10)
-        for name, value in alone["model"].items():
-            torch.testing.assert_close(mine["model"][name], value, rtol=0, atol=1e-10)
+        assert_alike(mine, alone)
         for place in (1, 4):
             for kind, running in zip(("mean", "var"), alone["network"][place].running[rank], strict=True):
                 torch.testing.assert_close(mine["model"][f"{place}.running_{kind}"], running, rtol=0, atol=1e-10)

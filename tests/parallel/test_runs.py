@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs_script import STOPPED_AT, VARIANTS
-from starting import start_ranks
+from starting import same, start_ranks
 
 from apart_fast.cli import main
 from apart_fast.runs import shards
@@ -36,16 +36,6 @@ def state(run):
     record = made["ranks"]
     assert record["size"] == 2 and record["total"] == 36
     return made, [shards.read_rank(run, record, rank) for rank in range(2)]
-
-
-def same(a, b):
-    """Whether nested tensors are the same bits."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict | list):
-        items = a.items() if isinstance(a, dict) else enumerate(a)
-        return len(a) == len(b) and all(same(value, b[key]) for key, value in items)
-    return True
 
 
 def test_a_run_that_one_rank_was_asked_to_stop_goes_on_to_the_same_bits(runs):
