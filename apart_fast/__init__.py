@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from apart_fast.models import MODELS, build_model
     from apart_fast.step.apart import Apart, StepResult
     from apart_fast.step.methods import METHODS, Method, get_method
-    from apart_fast.training.schedule import Triangle, scaled_eta
+    from apart_fast.step.schedules import Triangle, scaled_eta
     from apart_fast.units import parse_eps
 
     __version__: str
@@ -44,13 +44,13 @@ if not TYPE_CHECKING:  # a type checker that saw it would take any name for one 
         "Method": "apart_fast.step.methods",
         "Report": "apart_fast.evaluation.judge",
         "StepResult": "apart_fast.step.apart",
-        "Triangle": "apart_fast.training.schedule",
+        "Triangle": "apart_fast.step.schedules",
         "UserError": "apart_fast.errors",
         "build_model": "apart_fast.models",
         "evaluate": "apart_fast.evaluation.judge",
         "get_method": "apart_fast.step.methods",
         "parse_eps": "apart_fast.units",
-        "scaled_eta": "apart_fast.training.schedule",
+        "scaled_eta": "apart_fast.step.schedules",
     }
 
     def __getattr__(name: str) -> object:

@@ -12,14 +12,17 @@ from apart_fast.loaders.table import DATASET_NAMES, LOADER_NAMES
 from apart_fast.runs.recipes import RECIPES
 from apart_fast.runs.schema import misfit
 from apart_fast.step.methods import METHODS, get_method
+from apart_fast.step.schedules import SCHEDULES, check_schedule
 from apart_fast.units import check_settings, parse_eps
 
 if TYPE_CHECKING:
     RecipeName = str
     LoaderName = str
+    ScheduleName = str
 else:  # the flags take the names of the tables
     RecipeName = Literal[*RECIPES]
     LoaderName = Literal[*LOADER_NAMES]
+    ScheduleName = Literal[*SCHEDULES]
 
 # for the help
 DATASETS = ", ".join(DATASET_NAMES)
@@ -105,6 +108,13 @@ class TrainConfig:
     """Passes over the training set."""
     cycle: int = 30
     """Epochs of one triangle of the learning rates; longer runs repeat it."""
+    schedule: ScheduleName = "triangle"
+    """How the learning rates go: the released triangle, or over the whole run torch's OneCycleLR, a cosine to 0, or a
+    tenth from each of --milestones on."""
+    schedule_per: Literal["step", "epoch"] | None = None
+    """What the rates move with. None: each step; multistep each epoch."""
+    milestones: tuple[int, ...] | None = None
+    """Of multistep: epochs after which the rates are a tenth. None: half and three quarters of the run."""
     batch_size: int = 128
     """Images in a step, of all processes together: the other settings stay as they are when GPUs are added."""
     lr: float = 0.2
@@ -191,6 +201,18 @@ class TrainConfig:
         if self.ffcv and self.loader not in (None, "ffcv"):
             raise UserError(f"--ffcv and --loader {self.loader} contradict each other: give one of them")
         check_settings(self)
+        check_schedule(
+            self.schedule,
+            epochs=self.epochs,
+            cycle_given=self.cycle != TrainConfig.of(self.recipe).cycle,
+            by_epoch=self.schedule_by_epoch,
+            milestones=self.milestones,
+        )
+
+    @property
+    def schedule_by_epoch(self) -> bool | None:
+        """Whether the rates move once an epoch; None: as the schedule usually does."""
+        return None if self.schedule_per is None else self.schedule_per == "epoch"
 
     def resumed(self, saved: "TrainConfig") -> "TrainConfig":
         """The settings `saved` with a run, moved to where `self` says the data and the device are now.
@@ -228,7 +250,8 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
     values["data_dir"] = Path(values["data_dir"])
     for name in ("cache_dir", "out", "resume"):
         values[name] = Path(values[name]) if values.get(name) else None
-    values["points"] = tuple(values["points"]) if values.get("points") else None
+    for name in ("points", "milestones"):
+        values[name] = tuple(values[name]) if values.get(name) else None
     config = TrainConfig(**values)
     try:
         config.check()

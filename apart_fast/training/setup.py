@@ -27,8 +27,8 @@ from apart_fast.runs.folder import RunFolder
 from apart_fast.step.apart import Apart
 from apart_fast.step.optimizer import SGD
 from apart_fast.step.ranks import Ranks
+from apart_fast.step.schedules import Schedule, Times, make_schedule, peak_eta
 from apart_fast.training.average import WeightAverage
-from apart_fast.training.schedule import Triangle, scaled_eta
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,7 +53,7 @@ class Parts:
         scaler: of the loss, for float16, else None.
         exchange: of gradients between the ranks, or None.
         average: of the weights, or None.
-        triangle: of learning rates and momentum, over steps.
+        schedule: of learning rates and momentum, over steps.
         eta: peak learning rate of the step sizes.
     """
 
@@ -68,7 +68,7 @@ class Parts:
     scaler: torch.amp.GradScaler | None
     average: WeightAverage | None
     exchange: Exchange | None
-    triangle: Triangle
+    schedule: Schedule
     eta: float
 
     @property
@@ -119,8 +119,9 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World) -> P
         )
     check_last_batch(model, config.batch_size, splits.train, us)
     scaler = torch.amp.GradScaler(device.type) if amp == torch.float16 else None
-    cycle = min(config.cycle, config.epochs) * len(loader)
-    eta = scaled_eta(config.eta, cycle)
+    times = Times(len(loader), config.epochs, config.cycle, config.milestones)
+    schedule = make_schedule(config.schedule, times, config.schedule_by_epoch)
+    eta = peak_eta(config.eta, schedule)
     exchange = us.exchange(FLAGS)
     ranks = None
     if exchange is not None:
@@ -161,7 +162,7 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World) -> P
         scaler=scaler,
         average=average,
         exchange=exchange,
-        triangle=Triangle(cycle),
+        schedule=schedule,
         eta=eta,
     )
 

@@ -166,7 +166,7 @@ class Trainer:
 
         Never waits for the device, unless omega lies on the host or on disk.
         """
-        height, momentum = self.parts.triangle.at(self.global_step)
+        height, momentum = self.parts.schedule.at(self.global_step)
         self.optimizer.set(lr=self.config.lr * height, momentum=momentum)
         self.apart.set_rates(eta=self.parts.eta * height, momentum=momentum)
         if self.average is not None:

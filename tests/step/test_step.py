@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from apart_fast import Apart, build_model
 from apart_fast.step.optimizer import SGD
-from apart_fast.training.schedule import Triangle
+from apart_fast.step.schedules import Triangle
 
 N, H, W, C, PAD, EPS = 11, 12, 10, 3, 2, 0.031
 BATCHES = ((0, 3, 5, 7), (1, 2, 4, 6), (8, 9, 10))  # the last one is partial
