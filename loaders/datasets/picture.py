@@ -5,7 +5,7 @@ import struct
 import warnings
 from functools import cache, lru_cache
 from io import BytesIO
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,14 @@ from PIL import Image, ImageCms
 
 from apart_fast.errors import UserError
 from apart_fast.loaders.datasets.listing import shown
+from apart_fast.loaders.datasets.resizing import Resizing, enlarges, resize
 
 # what is done to a picture without being asked; the words follow "N of M pictures "
 TRANSPARENT = "have transparency: shown on white"
 PROFILE = "have a colour profile: converted to sRGB"
 BAD_PROFILE = "have a colour profile that cannot be used: taken as sRGB"
 SEVERAL = "hold further pictures (MPO): the first is taken"
+ENLARGED = "are smaller than the size asked for: enlarged"
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "PPM")
 _ALPHA = {"LA", "PA", "RGBA", "RGBa"}
@@ -35,6 +37,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _BITS, _SAMPLES = 258, 339  # tags of TIFF: bits of each channel, and what they mean
+_AT_ONCE = 2**22  # pixels that are blended together
 _SAME = 2  # levels by which a colour profile may differ from sRGB to be taken for it
 
 
@@ -52,31 +55,45 @@ class Picture(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_picture(path: str) -> Picture:
-    """Decode a file.
+class Encoded(NamedTuple):
+    """A picture file that lies in memory: what messages call it, and its bytes."""
+
+    name: str
+    data: bytes
+
+
+def read_picture(source: str | Encoded, to: Resizing | None = None) -> Picture:
+    """Decode a file; `to`: and bring the picture, as it is seen, to one size.
 
     Raises:
         UserError: it cannot be read, is animated, has more than 8 bits a channel, or is CMYK or of another kind that
-            is neither gray nor RGB.
+            is neither gray nor RGB; or it is larger than any picture of a data set, by far.
     """
+    path = source if isinstance(source, str) else source.name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, which would not name the file
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
+            if to is None:  # at twice as many pixels comes the error, which nothing turns off
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with _open(source) as file, Image.open(file, formats=_formats()) as image:
                 _check(path, image, file)
-                return _as_seen(image, file)
+                return _as_seen(image, file, to)
     except UserError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"{shown(path)} is too large to be an image of a data set: resize it or remove it") from error
+        advice = "resize it or remove it" if to else "resize it (--image-size takes twice as many pixels) or remove it"
+        raise UserError(f"{shown(path)} is too large to be an image of a data set: {advice}") from error
     except Exception as error:  # a damaged file can make Pillow raise almost anything
-        if (bits := _jpeg_bits(path)) > 8:
+        if (bits := _jpeg_bits(source)) > 8:
             raise _deep(path, "JPEG", bits) from error
         reason = type(error).__name__
         if str(error) and not isinstance(error, Image.UnidentifiedImageError):
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UserError(f"{shown(path)} cannot be read as an image ({reason}): replace it or remove it") from error
+
+
+def _open(source: str | Encoded) -> BinaryIO:
+    return open(source, "rb") if isinstance(source, str) else BytesIO(source.data)
 
 
 @cache
@@ -143,10 +160,10 @@ def _av1_bits(data: bytes) -> int:
     return bits
 
 
-def _jpeg_bits(path: str) -> int:
+def _jpeg_bits(source: str | Encoded) -> int:
     """Of a JPEG's first frame header; 0 if there is none."""
     try:
-        with open(path, "rb") as file:
+        with _open(source) as file:
             if file.read(2) != b"\xff\xd8":
                 return 0
             while (head := file.read(4))[:1] == b"\xff" and len(head) == 4:
@@ -159,7 +176,7 @@ def _jpeg_bits(path: str) -> int:
     return 0
 
 
-def _as_seen(image: Image.Image, file: BinaryIO) -> Picture:
+def _as_seen(image: Image.Image, file: BinaryIO, to: Resizing | None) -> Picture:
     notes = [SEVERAL] if image.format == "MPO" and getattr(image, "n_frames", 1) > 1 else []
     bits = _bits(image, file)
     image.load()
@@ -177,15 +194,27 @@ def _as_seen(image: Image.Image, file: BinaryIO) -> Picture:
         notes += [note] if note else []
     if turn is not None:
         pixels = pixels.transpose(turn)
-    if not transparent:
-        array = np.asarray(pixels.convert("RGB"))
-        return Picture(array, declared or not (gray or _is_gray(array)), tuple(notes))
-    array = np.asarray(pixels)
-    alpha, array = array[..., 3:].astype(np.uint16), np.ascontiguousarray(array[..., :3])
-    if alpha.min() < 255:
-        array = ((array * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-        notes.append(TRANSPARENT)
-    return Picture(array, not _is_gray(array), tuple(notes))
+    if transparent:
+        if cast(tuple[int, int], pixels.getextrema()[3])[0] < 255:
+            notes.append(TRANSPARENT)
+        pixels = _on_white(pixels)
+    if to is not None and enlarges(pixels.size, to):
+        notes.append(ENLARGED)
+    array = np.asarray(pixels.convert("RGB")) if to is None else resize(pixels, to)
+    colored = not gray and ((declared and not transparent) or not _is_gray(array))
+    return Picture(array, colored, tuple(notes))
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """RGBA as RGB, some rows at a time."""
+    pixels = np.asarray(picture)
+    seen = np.ascontiguousarray(pixels[..., :3])
+    rows = max(1, _AT_ONCE // picture.width)
+    for first in range(0, picture.height, rows):
+        part = slice(first, first + rows)
+        alpha = pixels[part, :, 3:].astype(np.uint16)
+        seen[part] = (seen[part] * alpha + 255 * (255 - alpha) + 127) // 255
+    return Image.fromarray(seen)
 
 
 def _has_alpha(image: Image.Image) -> bool:

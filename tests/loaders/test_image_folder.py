@@ -51,7 +51,7 @@ def test_folder_is_decoded_once_and_again_when_it_changed(tmp_path, monkeypatch)
     make_folder(tmp_path)
     decoded = []
     read = decode.read_picture
-    monkeypatch.setattr(decode, "read_picture", lambda path: decoded.append(path) or read(path))
+    monkeypatch.setattr(decode, "read_picture", lambda path, *to: decoded.append(path) or read(path, *to))
     first = load_dataset("folder", tmp_path, progress=False)
     assert len(decoded) == 8
     second = load_dataset("folder", tmp_path, progress=False)
