@@ -34,6 +34,8 @@ def begin(config: TrainConfig) -> tuple[RunFolder, TrainConfig, bool]:
             raise UserError("--resume auto needs --out, the folder of the run that it begins or goes on with")
         config = replace(config, resume=config.out if is_file(config.out / "config.json") else None)
     resumes = config.resume is not None
+    if resumes and config.dry_run:
+        raise UserError("--dry-run tries a run before it begins, and this one has begun: leave it out")
     if config.resume is None:
         folder = RunFolder.choose(config)
     else:

@@ -167,6 +167,10 @@ class TrainConfig:
     profile: bool = False
     """Instead of training: time some steps, print a table of their phases, write profile.json and a Chrome trace."""
 
+    dry_run: bool = False
+    """Instead of training: two steps, a checkpoint, going on from it and an evaluation, at the real size, in a
+    temporary folder; says how each went and how long a run would take, and leaves nothing behind."""
+
     # ---- records
     out: Path | None = None
     """Run folder. None: runs/<dataset>-<method>-<time>."""
@@ -200,6 +204,8 @@ class TrainConfig:
         """
         if self.ffcv and self.loader not in (None, "ffcv"):
             raise UserError(f"--ffcv and --loader {self.loader} contradict each other: give one of them")
+        if self.dry_run and self.profile:
+            raise UserError("--dry-run and --profile are each something else than training: give one of them")
         check_settings(self)
         check_schedule(
             self.schedule,

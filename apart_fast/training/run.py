@@ -46,16 +46,11 @@ def train(asked: TrainConfig, us: World | None = None) -> tuple[dict, Path]:
                 if us.first:
                     stack.enter_context(folder.owned())
                     folder.complete()
-            state, newest = _load_last(folder, us)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        device = pick_device(us.device(config.device))
-        if device.type == "cpu":
-            keep_freed_memory()
-        stack.enter_context(algorithms(device, deterministic=config.deterministic))
+            state, newest = load_last(folder, us)
+        stack.enter_context(machine(config, us))
         stack.enter_context(without_trace(folder.path))  # omega's file may lie there first
         with us.first_alone("loading"):
-            data = _load(config, asked)
+            data = load_data(config, asked)
         trainer = Trainer(config, folder, data, state, us)
         state = None  # its omega would stay in memory
         us.meet()
@@ -73,7 +68,23 @@ def train(asked: TrainConfig, us: World | None = None) -> tuple[dict, Path]:
         return trainer.run(), folder.path
 
 
-def _load_last(folder: RunFolder, us: World) -> tuple[dict | None, Path]:
+@contextmanager
+def machine(config: TrainConfig, us: World) -> Iterator[torch.device]:
+    """Within: threads, memory and algorithms are as the settings want them; gives this process's device.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = pick_device(us.device(config.device))
+    if device.type == "cpu":
+        keep_freed_memory()
+    with algorithms(device, deterministic=config.deterministic):
+        yield device
+
+
+def load_last(folder: RunFolder, us: World) -> tuple[dict | None, Path]:
     """The newest checkpoint that is whole, the same on all ranks, and its file."""
     mine: list[dict | None] = []
 
@@ -86,7 +97,12 @@ def _load_last(folder: RunFolder, us: World) -> tuple[dict | None, Path]:
     return (mine[0] if mine else checkpoint.load(newest) if there else None), newest
 
 
-def _load(config: TrainConfig, asked: TrainConfig) -> Dataset:
+def load_data(config: TrainConfig, asked: TrainConfig) -> Dataset:
+    """The data set of a run.
+
+    Raises:
+        UserError: it cannot be loaded; of a resumed run the line says how to name another place.
+    """
     try:
         return load_dataset(
             config.dataset,
