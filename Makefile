@@ -21,7 +21,7 @@ demo: setup
 	$(VENV)/bin/apart-fast demo
 
 test: lint
-	$(VENV)/bin/python -m pytest tests -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup
 	$(VENV)/bin/python -m pytest benchmarks

@@ -46,7 +46,7 @@ class FfcvLoader(Loader):
 
     def __init__(self, split: Split, *, cache: str | os.PathLike | None = None, **options: Any) -> None:
         super().__init__(split, **options)
-        backend = _import_backend()
+        backend = import_backend()
         folder = cache or split.cache
         if folder is None:
             raise ValueError("a split that does not come from disk needs the argument `cache`")
@@ -78,7 +78,7 @@ class FfcvLoader(Loader):
         self._source.close()
 
 
-def _import_backend() -> ModuleType:
+def import_backend() -> ModuleType:
     """The module `ffcv_backend`, with torch's number of threads as it was (importing ffcv sets it to 1)."""
     threads = torch.get_num_threads()
     try:

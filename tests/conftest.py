@@ -1,7 +1,11 @@
 """What several test files need."""
 
 import os
+import signal
 
+for number in (signal.SIGINT, signal.SIGHUP):  # nohup and shells' background jobs hand them on as ignored
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make tests on a busy machine ten times slower
 
 import numpy as np  # noqa: E402

@@ -30,6 +30,11 @@ def differentiable(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model) if made_so else model
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether calls of `model` go through `torch.compile`."""
+    return getattr(model, "_compiled_call_impl", None) is not None or hasattr(model, "_orig_mod")
+
+
 @contextmanager
 def switched(model: nn.Module, training: bool) -> Iterator[None]:
     """Within: all modules are in training mode, or all in eval mode. Each is in its own mode again afterwards, after an

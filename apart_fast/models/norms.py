@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from apart_fast.models.modes import is_compiled
+
 _COUNTER = "num_batches_tracked"
 _FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)  # those known to do no more than `add_` to the counter
 
@@ -42,7 +44,7 @@ class BatchCounters:
 
         The model's state_dict lacks the counters until then.
         """
-        if getattr(self._model, "_compiled_call_impl", None) is not None or hasattr(self._model, "_orig_mod"):
+        if is_compiled(self._model):
             yield
             return
         kept = [(m, counter, _Calls()) for m in self._norms if (counter := m._buffers.get(_COUNTER)) is not None]

@@ -16,7 +16,7 @@ from apart_fast.kernels import Crops
 from apart_fast.models.channels_last import PlainLayout, any_layout
 from apart_fast.models.default_points import default_points
 from apart_fast.models.logits import check_parameters
-from apart_fast.models.modes import frozen
+from apart_fast.models.modes import frozen, is_compiled
 from apart_fast.models.norms import BatchCounters
 from apart_fast.models.stem import keep_stem_precise
 from apart_fast.models.trial import check_takes
@@ -299,8 +299,8 @@ class Apart:
 
     def _no_weight_gradients(self) -> AbstractContextManager[None]:
         """In pass 1. Autocast keeps no casts of frozen weights: with it only the first layer, which needs none, is
-        frozen, and `autograd.grad` skips the gradients of the others."""
-        if self.amp is None:
+        frozen, and `autograd.grad` skips the gradients of the others. A compiled backward skips nothing."""
+        if self.amp is None or is_compiled(self.model):
             return frozen(self.model)
         return nullcontext() if self._stem is None else frozen(self._stem.layer)
 

@@ -179,7 +179,7 @@ class BlockPoints:
         for i, s in enumerate(signs):
             if s is None:
                 raise UserError(f"block point {self._label(i)!r} has no gradient: the loss does not depend on it")
-        if self._keeps and all(s is not None for s in signs):
+        if self._keeps:
             self._kept, self._keeps = list(signs), False
 
     @contextmanager

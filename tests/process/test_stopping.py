@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from multiprocessing.reduction import DupFd
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -168,16 +169,21 @@ def test_a_signal_after_the_work_does_not_change_the_exit_code():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def _children():
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
 def test_workers_of_a_loader_leave_signals_to_their_parent():
     split = Split(torch.zeros(24, 4, 4, 3, dtype=torch.uint8), torch.zeros(24, dtype=torch.int64))
     loader = make_loader("dataloader", split, batch_size=4, seed=0, workers=2)
+    before = _children()
     batches = loader.epoch(0)
     count = len(next(batches))
-    children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+    children = _children() - before
     for child in children:
         for signum in STOP_SIGNALS:
             os.kill(int(child), signum)
-    assert len(children) >= 2 and count + sum(len(batch) for batch in batches) == 24
+    assert len(children) == 2 and count + sum(len(batch) for batch in batches) == 24
     loader.close()
     assert np.all([not os.path.exists(f"/proc/{child}") for child in children])
 

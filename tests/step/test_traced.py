@@ -32,10 +32,11 @@ class Recorder:
     """A backend that keeps the graphs and runs them as they are."""
 
     def __init__(self):
-        self.graphs = []
+        self.graphs, self.trainable = [], []  # of the inputs of each, the weights that have gradients
 
-    def __call__(self, graph, _inputs):
+    def __call__(self, graph, inputs):
         self.graphs.append(graph)
+        self.trainable.append(sum(isinstance(x, nn.Parameter) and x.requires_grad for x in inputs))
         return graph.forward
 
     def breaks(self):
@@ -98,6 +99,8 @@ def test_each_pass_is_one_graph_under_autocast():
         for what in ("loss", "start_loss", "step sizes"):
             torch.testing.assert_close(found[what], expected[what], rtol=1e-2, atol=1e-5, msg=what)
         assert len(recorder.graphs) == 2 and recorder.breaks() == 0
+    # a compiled backward computes all gradients that there are: in pass 1 none of weights
+    assert recorder.trainable == [0, len(list(model.parameters()))]
 
 
 def test_signs_are_those_of_the_eager_pass_and_stay_in_their_tensors():
