@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
@@ -122,14 +123,30 @@ def _refuse_empty(args: Sequence[str] | None) -> None:
 
 
 def _train_defaults(args: Sequence[str] | None) -> TrainConfig:
-    """The settings that the recipe named in `args` starts from."""
+    """The settings that the recipe and the file named in `args` start from.
+
+    Raises:
+        UserError: see `read_settings`; or both name a recipe.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--recipe")
+    parser.add_argument("--config", type=Path)
     try:
-        recipe = parser.parse_known_args(args)[0].recipe
+        found = parser.parse_known_args(args)[0]
     except argparse.ArgumentError:  # tyro says what is wrong
-        recipe = None
-    return TrainConfig.of(recipe) if recipe in RECIPES else TrainConfig()
+        return TrainConfig()
+    values = {}
+    if found.config is not None:
+        from apart_fast.runs.config_file import read_settings  # most command lines do without YAML
+
+        values = read_settings(found.config)
+    named = values.pop("recipe", None)
+    if None not in (found.recipe, named) and found.recipe != named:
+        raise UserError(
+            f"--recipe {found.recipe} and the recipe {named} of {found.config} contradict each other: leave one out"
+        )
+    recipe = found.recipe or named
+    return TrainConfig.of(recipe if recipe in RECIPES else "paper", **values)
 
 
 def _union(table: Mapping[str, Command | Group], default: TrainConfig) -> Any:

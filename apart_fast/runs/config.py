@@ -37,6 +37,13 @@ ALWAYS = (
     *("progress", "out", "resume", "checkpoint_every"),
 )
 
+# what is of one run, and not of the next with the same settings
+OF_ONE_RUN = ("out", "resume", "config", "dry_run", "profile")
+
+# fields that JSON has as text and as lists
+PATHS = ("data_dir", "cache_dir", "out", "resume", "config")
+LISTS = ("points", "milestones")
+
 # what a resumed run may set anew
 MOVABLE = ("data_dir", "cache_dir", "download", "device", "kernels", "workers", "progress")
 
@@ -172,6 +179,8 @@ class TrainConfig:
     temporary folder; says how each went and how long a run would take, and leaves nothing behind."""
 
     # ---- records
+    config: Path | None = None
+    """YAML file with settings (or the config.json of a run) that the flags start from; flags win."""
     out: Path | None = None
     """Run folder. None: runs/<dataset>-<method>-<time>."""
     resume: Path | None = None
@@ -230,7 +239,8 @@ class TrainConfig:
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(fresh, f.name)}
         if self.recipe not in (saved.recipe, "paper"):
             given["recipe"] = self.recipe
-        given.pop("resume", None)
+        for name in ("resume", "config"):  # what the file says is compared
+            given.pop(name, None)
         changed = [name for name in given if name not in MOVABLE and given[name] != getattr(saved, name)]
         if changed:
             flags = ", ".join("--" + name.replace("_", "-") for name in changed)
@@ -243,6 +253,19 @@ class TrainConfig:
         return "ffcv" if self.ffcv else self.loader or "resident"
 
 
+def typed(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as the fields have them, from those of JSON (`misfit` has found nothing in them)."""
+    made = {**values}
+    for field in fields(TrainConfig):
+        if field.name in PATHS and field.name in values:
+            made[field.name] = Path(values[field.name]) if values[field.name] else field.default
+        elif field.name in LISTS and field.name in values:
+            made[field.name] = tuple(values[field.name]) if values[field.name] else None
+        elif field.type is float and field.name in values:
+            made[field.name] = float(values[field.name])
+    return made
+
+
 def from_json(values: dict[str, Any]) -> TrainConfig:
     """The settings in config.json, checked.
 
@@ -252,13 +275,7 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
     missing = next((name for name in ALWAYS if name not in values), None)
     if (wrong := misfit(values, TrainConfig)) is not None or missing is not None:
         raise ValueError(wrong or f"{missing} is missing")
-    values = {**values}
-    values["data_dir"] = Path(values["data_dir"])
-    for name in ("cache_dir", "out", "resume"):
-        values[name] = Path(values[name]) if values.get(name) else None
-    for name in ("points", "milestones"):
-        values[name] = tuple(values[name]) if values.get(name) else None
-    config = TrainConfig(**values)
+    config = TrainConfig(**typed(values))
     try:
         config.check()
         parse_eps(config.eps)
