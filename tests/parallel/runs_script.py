@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from apart_fast.errors import SaidElsewhere, Stopped, UserError
 from apart_fast.parallel.world import World, world
 from apart_fast.runs.config import TrainConfig
+from apart_fast.training import execution
 from apart_fast.training.run import train
 from apart_fast.training.trainer import Trainer
 
@@ -22,6 +24,7 @@ STOPPED_AT = 7  # of 5 + 5 steps
 VARIANTS = {
     "float16": dict(amp=True, amp_dtype="float16", epochs=1),
     "ema": dict(amp=True, ema=0.9, epochs=1, omega_device="host"),
+    "compiled": dict(compile=True),
     "disk": dict(epochs=1, omega_device="disk", loader="dataloader", workers=0, method="atta-1"),
 }
 
@@ -46,8 +49,16 @@ def stopped(config: TrainConfig, us: World) -> None:
         Trainer.step = step
 
 
+def compile_without_a_compiler() -> None:
+    """The same graphs as with inductor, run as they are."""
+    compile_ = nn.Module.compile
+    nn.Module.compile = lambda self, **options: compile_(self, backend="aot_eager", **options)
+    execution.compiler_fault = lambda device: None
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    compile_without_a_compiler()
     with world("cpu") as us:
         config = TrainConfig(data_dir=folder / "images", **SETTINGS)
         train(replace(config, out=folder / "whole"), us)

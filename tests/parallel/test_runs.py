@@ -98,6 +98,14 @@ def test_other_settings_train_on_two_ranks(runs, name):
     assert (folder / name / "report.html").is_file()
 
 
+def test_compiled_ranks_train_as_others_do(runs):
+    folder, said = runs
+    lines = [[json.loads(line) for line in open(folder / name / "metrics.jsonl")] for name in ("compiled", "whole")]
+    for mine, theirs in zip(*lines, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+    assert said[0][0].count("compiled in") == 1
+
+
 def test_rank_0_alone_speaks_and_one_line_is_said_once(runs):
     _, said = runs
     assert said[1][0] == "" and "epoch   2" in said[0][0]
