@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from apart_fast.errors import UserError
     from apart_fast.evaluation.judge import Report, evaluate
+    from apart_fast.export.load import load
     from apart_fast.models import MODELS, build_model
     from apart_fast.step.apart import Apart, StepResult
     from apart_fast.step.methods import METHODS, Method, get_method
@@ -31,6 +32,7 @@ __all__ = [
     "build_model",
     "evaluate",
     "get_method",
+    "load",
     "parse_eps",
     "scaled_eta",
 ]
@@ -49,6 +51,7 @@ if not TYPE_CHECKING:  # a type checker that saw it would take any name for one 
         "build_model": "apart_fast.models",
         "evaluate": "apart_fast.evaluation.judge",
         "get_method": "apart_fast.step.methods",
+        "load": "apart_fast.export.load",
         "parse_eps": "apart_fast.units",
         "scaled_eta": "apart_fast.step.schedules",
     }

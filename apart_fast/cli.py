@@ -1,4 +1,4 @@
-"""The command line: `apart-fast check | plan | train | evaluate | analyze | report | demo`, and `python train.py`.
+"""The command line: `apart-fast check | plan | train | evaluate | export | predict | ...`, and `python train.py`.
 
 A signal finds its handler before anything that takes time is imported. The words are read without waiting for torch;
 a command is imported after that (`apart_fast/commands/table.py`).

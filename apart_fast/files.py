@@ -173,6 +173,52 @@ def atomic_path(path: str | os.PathLike, previous: str | os.PathLike | None = No
             os.close(handle)
 
 
+@contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a new folder beside `path`; on success flush what lies in it to disk and rename it to `path`, where nothing
+    or an empty folder lies.
+
+    On any exception it is removed. It is locked and removed as the file of `atomic_path` is.
+
+    Raises:
+        UserError: as `atomic_path`; or something lies at `path` by then.
+    """
+    path = Path(path)
+    temporary = handle = None
+    try:
+        with telling(path):
+            check_held(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(path.parent, f".{glob.escape(path.name)}.*{_TEMPORARY}")
+            while temporary is None:
+                made = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
+                handle = os.open(made, os.O_RDONLY)
+                if lock(handle, made):
+                    temporary = Path(made)
+                else:  # taken for an abandoned one in the moment before it was locked
+                    os.close(handle)
+                    handle = None
+            yield temporary
+            check_held(path)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb") as stream:
+                        os.fsync(stream.fileno())
+            temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders private to the owner
+            try:
+                os.rename(temporary, path)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise UserError(f"{path} is there by now: name another folder") from error
+                raise
+            temporary = None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
 def _keep(path: Path, previous: str | os.PathLike) -> None:
     """Give the file at `path` a second name, in place of what has it."""
     with suppress(FileNotFoundError):

@@ -59,7 +59,8 @@ def leaves(table=COMMANDS):
 
 @pytest.mark.parametrize("what", [TRAIN, APART_FAST])
 def test_help_waits_for_nothing_heavy(tmp_path, what):
-    words = [[]] if what == TRAIN else [[], ["train"], ["evaluate"], ["analyze", "curves"], ["report"], ["demo"]]
+    commands = [[], ["train"], ["evaluate"], ["export"], ["analyze", "curves"], ["report"], ["demo"]]
+    words = [[]] if what == TRAIN else commands
     for command in words:
         code, modules, _ = probe(tmp_path, what, *command, "--help")
         assert code == 0 and not modules & HEAVY, command
@@ -92,6 +93,8 @@ def test_a_wrong_word_is_told_at_once(tmp_path, what, words):
         (APART_FAST, ["train", "--resume", "{run}", "--epochs", "9"], "leave out --epochs"),
         (APART_FAST, ["evaluate", "nosuch.pt"], "no checkpoint at nosuch.pt"),
         (APART_FAST, ["evaluate", "nosuch.pt", "--images", "0"], "--images 0 is too small"),
+        (APART_FAST, ["export", "nosuch", "--to", "onnx"], "nothing at nosuch"),
+        (APART_FAST, ["predict", "nosuch", "a.png"], "nothing at nosuch"),
         (APART_FAST, ["report", "nosuch"], "no run in nosuch"),
         (APART_FAST, ["report", "{run}"], "is not finished"),
         (APART_FAST, ["analyze", "curves", "nosuch"], "no run in nosuch"),

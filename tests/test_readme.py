@@ -30,7 +30,7 @@ SCRIPTS = {
 }
 TORCHRUN = get_args_parser()
 # folders and files that come to be by commands
-MADE = re.compile(r"(runs|data|\.venv|tensorboard|weights|ranks|\.apart_fast)/")
+MADE = re.compile(r"(runs|data|\.venv|tensorboard|weights|ranks|\.apart_fast)/|(network|benchmark)\.py$")
 
 CODE = re.compile(r"^```[a-z]*\n(.*?)^```$", re.S | re.M)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")

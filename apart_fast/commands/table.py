@@ -12,6 +12,7 @@ import tyro
 from apart_fast.analysis.settings import CollapseConfig, CurvesConfig, GradientsConfig, PerturbationsConfig
 from apart_fast.check.settings import CheckConfig
 from apart_fast.errors import UserError
+from apart_fast.export.settings import ExportConfig, PredictConfig
 from apart_fast.files import expand_paths
 from apart_fast.plan.settings import PlanConfig
 from apart_fast.process.stopping import EXIT, StopSignals
@@ -84,6 +85,8 @@ COMMANDS: dict[str, Command | Group] = {
     "plan": Command(PlanConfig, "apart_fast.commands.plan:run", PlanConfig.check),
     "train": TRAIN,
     "evaluate": Command(EvaluateConfig, "apart_fast.commands.evaluate:run", _look_at_checkpoint),
+    "export": Command(ExportConfig, "apart_fast.commands.export:run", ExportConfig.check),
+    "predict": Command(PredictConfig, "apart_fast.commands.predict:run", PredictConfig.check),
     "analyze": Group("What happened in finished runs: pictures (PNG, SVG) and numbers (JSON).", ANALYSES),
     "report": Command(ReportConfig, "apart_fast.report.write:run", _look_at_runs),
     "demo": Command(DemoConfig, "apart_fast.commands.demo:run"),

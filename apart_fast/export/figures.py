@@ -1,0 +1,81 @@
+"""The figures of one network in a card, and a card that may be given away."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from apart_fast.evaluation.caution import mark
+from apart_fast.runs.json_files import Evaluation, Judged
+from apart_fast.runs.schema import misfit
+
+_PRIVATE = {"environment", "checkpoint", "files"}  # machines, commands and paths of who made it
+_NAMES = {"best.pt": "best", "last.pt": "last"}  # file -> its entry among the figures of a card
+
+
+class Figure(NamedTuple):
+    """Accuracy under an attack, its 95 % interval, the number of images, eps, and words where it is no measure."""
+
+    attack: str
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    eps: float
+    caution: str
+
+    @property
+    def words(self) -> str:
+        """What the accuracy is of, in words: "clean", "pgd-20 at 8/255"."""
+        return self.attack if self.attack == "clean" else f"{self.attack} at {eps_words(self.eps)}"
+
+
+def eps_words(eps: float) -> str:
+    """As literature writes it: 8/255, or 0.031 where it is no whole number of levels."""
+    levels = eps * 255
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:.4g}"
+
+
+def given_away(card: dict[str, Any], file: str) -> dict[str, Any]:
+    """A card for one network alone: its own figures, and nothing that says where and by whom it was made.
+
+    Args:
+        file: name of the checkpoint.
+    """
+    evaluation = card.get("evaluation")
+    if file in _NAMES or file.endswith(".pt"):  # else it was given away before
+        evaluation = dict(evaluation) if isinstance(evaluation, dict) else {}
+        test, further = evaluation.get("test"), evaluation.get("further")
+        name = _NAMES.get(file, "")
+        evaluation["test"] = {name: test[name]} if isinstance(test, dict) and name in test else {}
+        of_it = isinstance(further, dict) and Path(str(further.get("checkpoint", ""))).name == file
+        evaluation["further"] = further if of_it else None
+    return _public({**card, "evaluation": evaluation}) if card else {}
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _public(inner) for key, inner in value.items() if key not in _PRIVATE}
+    return [_public(inner) for inner in value] if isinstance(value, list) else value
+
+
+def figures(card: dict[str, Any]) -> list[Figure]:
+    """The figures in a card that `given_away` has made; those of a further evaluation take the place of others."""
+    evaluation = card.get("evaluation")
+    if not isinstance(evaluation, dict):
+        return []
+    test = evaluation.get("test")
+    found = {}
+    for judged, kind in (*((one, Judged) for one in (test.values() if isinstance(test, dict) else ())),
+                         (evaluation.get("further"), Evaluation)):  # fmt: skip
+        if isinstance(judged, dict) and misfit(judged, kind) is None and "eps" in judged:
+            for figure in _of(judged):
+                found[figure.words] = figure
+    return list(found.values())
+
+
+def _of(judged: dict[str, Any]) -> list[Figure]:
+    made = []
+    for attack, result in judged.get("attacks", {}).items():
+        accuracy, low, high = (result.get(name) for name in ("accuracy", "low", "high"))
+        if accuracy is not None and low is not None and high is not None and "n" in result:
+            made.append(Figure(attack, accuracy, low, high, result["n"], judged["eps"], mark(result)))
+    return made

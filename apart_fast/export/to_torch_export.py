@@ -1,0 +1,37 @@
+"""A file for `torch.export.load`: the network traced, torch alone opens it."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from apart_fast.export.stored import KEY, Stored
+from apart_fast.export.tracing import BATCH, traced
+
+
+def write(stored: Stored, place: Path, licence: str) -> None:
+    """Write the file; `extra_files` of `torch.export.load` finds "apart_fast.json" in it: classes, card, licence.
+
+    Raises:
+        UserError: the network cannot be traced.
+        OSError: the file cannot be written.
+    """
+    program = traced(stored, _trace, "a torch.export file")
+    for node in program.graph.nodes:  # where this installation lies is nobody's business
+        node.meta.pop("stack_trace", None)
+    memory = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
+    torch.export.save(program, memory, extra_files={f"{KEY}.json": stored.about(licence)})
+    place.write_bytes(memory.getbuffer())
+
+
+def _trace(network: nn.Module, pixels: Tensor) -> torch.export.ExportedProgram:
+    return torch.export.export(network, (pixels,), dynamic_shapes=(BATCH,))
+
+
+def reopen(place: Path) -> Callable[[Tensor], Tensor]:
+    """From pixels [B, C, H, W] to logits, by the file alone."""
+    with open(place, "rb") as file:  # by its path it would have to end in .pt2
+        return torch.export.load(cast(io.BytesIO, file)).module()
