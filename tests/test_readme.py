@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,7 @@ def test_command_lines_are_taken_by_their_programs(name, capsys):
 def check(config: object) -> None:
     """What the settings refuse before anything is looked for on disk."""
     if isinstance(config, TrainConfig) and config.resume is None:
-        begin(config)
+        begin(replace(config, init_from=None))
     elif isinstance(config, EvaluateConfig):
         config.check()
         for attack in config.attacks:

@@ -1,4 +1,4 @@
-"""Models of torchvision and timm by name, without pretrained weights."""
+"""Models of torchvision and timm by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +79,19 @@ def make_timm(name: str, num_classes: int, in_channels: int, **options: Any) -> 
     return _timm().create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **options)
 
 
+def pretrained_torchvision(name: str, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    """The torchvision model `name` with its newest weights, as it was trained."""
+    from torchvision import models
+
+    return models.get_model(name, weights="DEFAULT")
+
+
+def pretrained_timm(name: str, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    """The timm model `name` with its weights, which timm adapts to channels and size of the images."""
+    size = {"img_size": image_size} if _own_size(name) else {}
+    return _timm().create_model(name, pretrained=True, in_chans=in_channels, **size)
+
+
 def make_timm_of_size(name: str, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module | None:
     """The same for images of another size than its own; None where timm makes it for its own or for any size.
 
@@ -115,14 +128,32 @@ class Source:
         make: from a name, a number of classes and one of image channels to a model.
         names: all there are.
         make_of_size: the same for images of a given size, or None.
+        make_pretrained: a model with the weights that were trained for it, from image channels and size.
         own_size: (height, width) of the images that a model is made for; None where it takes any, or does not say.
     """
 
     label: str
     make: Callable[[str, int, int], nn.Module]
     names: Callable[[], list[str]]
+    make_pretrained: Callable[[str, int, tuple[int, int]], nn.Module]
     make_of_size: Callable[[str, int, int, tuple[int, int]], nn.Module | None] = lambda *_: None
     own_size: Callable[[str], tuple[int, int] | None] = lambda _: None
+
+    def pretrained(self, name: str, in_channels: int, image_size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """The weights that were trained for a model, fetched where they are not at hand.
+
+        Raises:
+            UserError: there are none, or they cannot be had.
+        """
+        try:
+            return self.make_pretrained(name, in_channels, image_size).state_dict()
+        except UserError:
+            raise
+        except Exception as error:  # of names, networks and files
+            raise UserError(
+                f"the pretrained weights of {self.label}/{name} cannot be had ({_reason(error)}): fetch them where "
+                "there is a network, and name the file"
+            ) from error
 
     def build(
         self, name: str, num_classes: int, in_channels: int, image_size: tuple[int, int], normalize: MeanStd | None
@@ -150,8 +181,8 @@ class Source:
         raise UserError(f"{self.label}/{name} {fault}" + (f"; it is made for {own[0]}x{own[1]}" if own else ""))
 
 
-TORCHVISION = Source("torchvision", make_torchvision, torchvision_names)
-TIMM = Source("timm", make_timm, timm_names, make_timm_of_size, _own_size)
+TORCHVISION = Source("torchvision", make_torchvision, torchvision_names, pretrained_torchvision)
+TIMM = Source("timm", make_timm, timm_names, pretrained_timm, make_timm_of_size, _own_size)
 
 
 def _finish(model: nn.Module, in_channels: int, normalize: MeanStd | None) -> nn.Module:

@@ -16,6 +16,8 @@ from apart_fast.step.methods import get_method
 from apart_fast.units import parse_eps
 
 AUTO = Path("auto")  # of --resume
+PRETRAINED = Path("pretrained")  # of --init-from
+WEIGHTS_OF = ("best.pt", "last.pt", "model.safetensors", "pytorch_model.bin")  # a folder: the first that is there
 
 
 def begin(config: TrainConfig) -> tuple[RunFolder, TrainConfig, bool]:
@@ -37,6 +39,8 @@ def begin(config: TrainConfig) -> tuple[RunFolder, TrainConfig, bool]:
     if resumes and config.dry_run:
         raise UserError("--dry-run tries a run before it begins, and this one has begun: leave it out")
     if config.resume is None:
+        if config.init_from is not None and config.init_from != PRETRAINED:
+            find_origin(config.init_from)
         folder = RunFolder.choose(config)
     else:
         folder, saved = RunFolder.open(config.resume)
@@ -56,6 +60,23 @@ def find_checkpoint(path: Path) -> Path:
     path = expanded(path)
     if not is_file(path):
         raise UserError(f"no checkpoint at {path}: name a .pt file that a run has written")
+    return path
+
+
+def find_origin(path: Path) -> Path:
+    """The file that `--init-from` names, unread: a file, or that of `WEIGHTS_OF` which is there in a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = expanded(path)
+    if path.is_dir():
+        file = next((path / name for name in WEIGHTS_OF if is_file(path / name)), None)
+        if file is None:
+            raise UserError(f"no weights in the folder {path} (no {', '.join(WEIGHTS_OF)}): name a file")
+        return file
+    if not is_file(path):
+        raise UserError(f"no weights at {path}: name a run folder, a .pt or a .safetensors file, or 'pretrained'")
     return path
 
 

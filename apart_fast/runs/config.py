@@ -41,7 +41,7 @@ ALWAYS = (
 OF_ONE_RUN = ("out", "resume", "config", "dry_run", "profile")
 
 # fields that JSON has as text and as lists
-PATHS = ("data_dir", "cache_dir", "out", "resume", "config")
+PATHS = ("data_dir", "cache_dir", "init_from", "out", "resume", "config")
 LISTS = ("points", "milestones")
 
 # what a resumed run may set anew
@@ -96,6 +96,10 @@ class TrainConfig:
     """Put the data's mean and standard deviation into the model as its first layer."""
     points: tuple[str, ...] | None = None
     """Patterns of submodules whose input (or name:output) takes block steps. None: the model's own."""
+
+    init_from: Path | None = None
+    """Begin with the weights of a run, a best.pt, last.pt, state dict (.pt) or safetensors file; pretrained: those that
+    torchvision or timm has for --model. Classes may be others: then the head is made anew."""
 
     # ---- method
     method: Annotated[str, tyro.conf.arg(help=f"{FAMILY}. fgsm+ is apart without blocks.")] = "apart"

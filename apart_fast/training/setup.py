@@ -29,6 +29,7 @@ from apart_fast.step.optimizer import SGD
 from apart_fast.step.ranks import Ranks
 from apart_fast.step.schedules import Schedule, Times, make_schedule, peak_eta
 from apart_fast.training.average import WeightAverage
+from apart_fast.training.start import find_start, start_from, take_step_sizes
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -77,10 +78,11 @@ class Parts:
         return self.model if self.average is None else self.average.model
 
 
-def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World) -> Parts:
+def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, *, fresh: bool = True) -> Parts:
     """Everything of a new run at its start; sets torch's seed.
 
     Args:
+        fresh: the weights are the first ones: `--init-from` counts; else others are loaded over them.
         us: this process among those of the training, each of which has a part of the images.
 
     Raises:
@@ -97,7 +99,13 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World) -> P
     data_key = fingerprint(data.train)
     torch.manual_seed(config.seed)
     description = describe_model(config, splits.train, data.classes)
-    model = build_model(**description).to(device).to(memory_format=torch.channels_last)
+    model = build_model(**description)
+    origin = None
+    if fresh and config.init_from is not None:
+        with us.first_alone("init"):  # what is fetched is fetched once
+            origin = find_start(config.init_from, config.model, description["in_channels"], description["image_size"])
+        start_from(model, origin, data.classes)
+    model = model.to(device).to(memory_format=torch.channels_last)
     if device.type == "cpu":  # gradients and momentum, and the average
         copies = 3 if config.ema else 2
         refuse_too_large(copies * sum(p.nbytes for p in model.parameters()), f"a training of {config.model}")
@@ -146,6 +154,8 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World) -> P
         seed=config.seed,
         ranks=ranks,
     )
+    if origin is not None:
+        take_step_sizes(apart, origin)
     optimizer = SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     average = WeightAverage(model, config.ema) if config.ema else None
     if average is not None:

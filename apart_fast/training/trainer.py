@@ -55,7 +55,7 @@ class Trainer:
     ):
         self.config, self.folder, self.classes = config, folder, data.classes
         self.us = us = us or World()
-        self.parts = parts = build(config, folder, data, us)
+        self.parts = parts = build(config, folder, data, us, fresh=state is None)
         self.device, self.description = parts.device, parts.description
         self.model, self.apart, self.loader = parts.model, parts.apart, parts.loader
         self.optimizer, self.scaler, self.average = parts.optimizer, parts.scaler, parts.average
