@@ -25,7 +25,7 @@ def run(config: PredictConfig) -> None:
     attack = None
     if config.attack is not None:
         name, steps = config.parsed
-        attack = Attack(name, steps, parse_eps(config.eps), config.restarts, config.seed, config.batch_size)
+        attack = Attack(name, steps, parse_eps(config.eps), config.restarts, config.seed)
     network = stored.network(pick_device(config.device))
     with contextlib.redirect_stdout(sys.stderr):  # AutoAttack talks
         found = predictions(network, images, attack, config.batch_size)

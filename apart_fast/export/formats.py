@@ -14,7 +14,7 @@ class Format(NamedTuple):
             `reopen(place)`, which gives a function from pixels to logits that uses what was written and nothing else.
         packages: what it takes to write and to open it.
         extra: of pyproject.toml, which has these.
-        name: of the file or folder where no other is named.
+        name: of the file or folder where no other is named; a file that is named has the same ending.
         folder: whether it is one.
     """
 

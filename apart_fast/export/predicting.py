@@ -43,7 +43,6 @@ class Attack:
     eps: float
     restarts: int
     seed: int
-    batch_size: int
 
 
 def predictions(network: nn.Module, images: Tensor, attack: Attack | None, batch_size: int) -> list[Prediction]:
@@ -53,22 +52,27 @@ def predictions(network: nn.Module, images: Tensor, attack: Attack | None, batch
         UserError: the logits are not finite, or pyautoattack is not installed.
     """
     device = next(network.parameters()).device
-    x = images.to(device).float().div(255)
+    noise = torch.Generator().manual_seed(0 if attack is None else attack.seed)  # goes on from batch to batch
+    found: list[Prediction] = []
     with reproducible():
-        probabilities = _probabilities(network, x, batch_size)
-        labels = probabilities.argmax(1)
-        if attack is None:
-            return [Prediction(int(label), row) for label, row in zip(labels, probabilities.tolist(), strict=True)]
-        holds, points = ATTACKS[attack.name](network, x, labels, attack)
-        after = [None] * len(x) if points is None else _probabilities(network, points, batch_size).tolist()
-    rows = zip(labels.tolist(), probabilities.tolist(), holds.tolist(), after, strict=True)
-    return [Prediction(*row) for row in rows]
+        for part in images.split(batch_size):
+            x = part.to(device).float().div(255)
+            probabilities = _probabilities(network, x)
+            labels = probabilities.argmax(1)
+            holds, after = [None] * len(x), [None] * len(x)
+            if attack is not None:
+                held, points = ATTACKS[attack.name](network, x, labels.to(device), attack, noise)
+                holds = held.tolist()
+                after = after if points is None else _probabilities(network, points).tolist()
+            rows = zip(labels.tolist(), probabilities.tolist(), holds, after, strict=True)
+            found += [Prediction(*row) for row in rows]
+    return found
 
 
 @torch.no_grad()
-def _probabilities(network: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+def _probabilities(network: nn.Module, x: Tensor) -> Tensor:
     """[N, classes] on the CPU, float64, of NHWC images."""
-    logits = torch.cat([predict(network, part) for part in x.split(batch_size)])
+    logits = predict(network, x)
     if not logits.isfinite().all():
         raise UserError("the network gives logits that are not finite: it is damaged, use another checkpoint")
     return logits.cpu().double().softmax(1)
@@ -77,31 +81,29 @@ def _probabilities(network: nn.Module, x: Tensor, batch_size: int) -> Tensor:
 Attacked = tuple[Tensor, Tensor | None]  # bool [N] whether the decisions hold, and the points found [N, H, W, C]
 
 
-def _search(network: nn.Module, x: Tensor, labels: Tensor, attack: Attack, **how: Any) -> Attacked:
-    labels = labels.to(x.device)
-    points = pgd(network, x, labels, eps=attack.eps, batch_size=attack.batch_size, **how)
+def _search(network: nn.Module, x: Tensor, labels: Tensor, eps: float, **how: Any) -> Attacked:
+    points = pgd(network, x, labels, eps=eps, **how)
     with torch.no_grad():
-        parts = zip(points.split(attack.batch_size), labels.split(attack.batch_size), strict=True)
-        return torch.cat([is_correct(predict(network, p), y) for p, y in parts]), points
+        return is_correct(predict(network, points), labels), points
 
 
-def _fgsm(network: nn.Module, x: Tensor, labels: Tensor, attack: Attack) -> Attacked:
-    return _search(network, x, labels, attack, step=attack.eps, steps=1, random_start=False)
+def _fgsm(network: nn.Module, x: Tensor, labels: Tensor, attack: Attack, noise: torch.Generator) -> Attacked:
+    return _search(network, x, labels, attack.eps, step=attack.eps, steps=1, random_start=False)
 
 
-def _pgd(network: nn.Module, x: Tensor, labels: Tensor, attack: Attack) -> Attacked:
-    generator = torch.Generator().manual_seed(attack.seed)
-    how = dict(step=attack.eps / 4, steps=attack.steps, restarts=attack.restarts, generator=generator)
-    return _search(network, x, labels, attack, **how)
+def _pgd(network: nn.Module, x: Tensor, labels: Tensor, attack: Attack, noise: torch.Generator) -> Attacked:
+    how = dict(step=attack.eps / 4, steps=attack.steps, restarts=attack.restarts, generator=noise)
+    return _search(network, x, labels, attack.eps, **how)
 
 
-def _autoattack(network: nn.Module, x: Tensor, labels: Tensor, attack: Attack) -> Attacked:
-    classes = predict(network, x[:1]).shape[1]
-    settings: dict[str, Any] = dict(eps=attack.eps, batch_size=attack.batch_size, seed=attack.seed, device=x.device)
-    return autoattack(network, x, labels.to(x.device), num_classes=classes, **settings), None
+def _autoattack(network: nn.Module, x: Tensor, labels: Tensor, attack: Attack, noise: torch.Generator) -> Attacked:
+    with torch.no_grad():
+        classes = predict(network, x[:1]).shape[1]
+    how: dict[str, Any] = dict(num_classes=classes, batch_size=len(x), seed=attack.seed, device=x.device)
+    return autoattack(network, x, labels, eps=attack.eps, **how), None
 
 
-ATTACKS: dict[str, Callable[[nn.Module, Tensor, Tensor, Attack], Attacked]] = {
+ATTACKS: dict[str, Callable[[nn.Module, Tensor, Tensor, Attack, torch.Generator], Attacked]] = {
     "fgsm": _fgsm,
     "pgd": _pgd,
     "autoattack": _autoattack,

@@ -14,6 +14,7 @@ from apart_fast.export.formats import FORMATS, check_installed
 from apart_fast.units import check_settings, parse_eps
 
 FormatName = Literal["safetensors", "onnx", "torch-export", "robustbench"]
+_FILES = {".safetensors", ".pt", ".pt2", ".onnx", ".bin"}
 PREDICT_ATTACKS = ("fgsm", "pgd", "autoattack")
 
 
@@ -27,7 +28,7 @@ class ExportConfig:
     """safetensors: a folder as the Hugging Face hub shows it, with the network's source; onnx: a file for ONNX Runtime;
     torch-export: a file for torch.export.load; robustbench: a folder for RobustBench and AutoAttack."""
     out: Path | None = None
-    """File or folder to write. None: model.safetensors-folder, model.onnx, ... beside the checkpoint."""
+    """File or folder to write. None: safetensors/, model.onnx, model.pt2 or robustbench/ beside the checkpoint."""
     data_dir: Path | None = None
     """Where the test images lie that the exported network is compared on. None: where the run had its data."""
     cache_dir: Path | None = None
@@ -47,7 +48,13 @@ class ExportConfig:
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", self.licence):
             raise UserError(f"--licence {self.licence!r} is no licence's name: write it like mit, apache-2.0 or other")
         find_network(self.run)
-        check_installed(FORMATS[self.to])
+        wanted = FORMATS[self.to]
+        check_installed(wanted)
+        ending = Path(wanted.name).suffix
+        if self.out is not None and not wanted.folder and self.out.suffix != ending:
+            raise UserError(f"--out {self.out}: name a file that ends in {ending}, as others expect it")
+        if self.out is not None and wanted.folder and self.out.suffix in _FILES:
+            raise UserError(f"--out {self.out}: --to {self.to} writes a folder, so name one")
 
 
 @dataclass

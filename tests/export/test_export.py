@@ -262,7 +262,7 @@ def test_an_interrupted_export_leaves_nothing(run, tmp_path, monkeypatch, name, 
     else:
         monkeypatch.setattr(Path, "write_bytes" if name == "torch-export" else "write_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        export_network(ExportConfig(run, name, out=tmp_path / "deep" / "er" / "x"))
+        export_network(ExportConfig(run, name, out=tmp_path / "deep" / "er" / "x.pt2"))
     assert listing(tmp_path) == []
 
 
@@ -271,7 +271,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run, tmp_path, capsys, name)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-        line = refuse(capsys, "export", run, "--to", name, "--out", tmp_path / "x")
+        line = refuse(
+            capsys, "export", run, "--to", name, "--out", tmp_path / ("x.pt2" if name == "torch-export" else "x")
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "no space left" in line and listing(tmp_path) == []
@@ -342,7 +344,11 @@ def test_comparing():
 @pytest.mark.parametrize("to", ["torch-export", *QUICK[:1]])
 def test_no_output_falls_on_an_input_or_another_file(run, capsys, to, name):
     before = contents(run)
-    refuse(capsys, "export", run, "--to", to, "--out", run / name)
+    line = refuse(capsys, "export", run, "--to", to, "--out", run / name)
+    assert any(words in line for words in ("name a file that ends", "writes a folder", "is there already"))
+    config = ExportConfig(run, to, out=run / name)
+    with pytest.raises(UserError):  # also where the ending is not looked at
+        export_network(config)
     assert contents(run) == before
 
 
@@ -372,6 +378,8 @@ def test_a_missing_package_is_told_before_torch_is_imported(run, monkeypatch, ca
         (["nowhere", "--to", "robustbench"], "nothing at nowhere"),
         (["{run}", "--to", "robustbench", "--licence", "a b"], "is no licence's name"),
         (["{run}", "--to", "robustbench", "--images", "0"], "--images 0 is too small"),
+        (["{run}", "--to", "torch-export", "--out", "x.pt"], "--out x.pt: name a file that ends in .pt2"),
+        (["{run}", "--to", "robustbench", "--out", "x.pt"], "--to robustbench writes a folder"),
     ],
 )
 def test_wrong_words(run, capsys, words, line):
