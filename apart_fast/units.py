@@ -32,7 +32,7 @@ _PHYSICAL = Bounds(1, 10**21)  # bytes, or operations or bytes a second
 # or nothing of it would be finite
 BOUNDS = {
     "train_images": _count(1), "val_images": _count(1), "test_images": _count(1), "probe_images": _count(0),
-    "images": _count(1), "batch_size": _count(1), "num_examples": _count(1), "shown": _count(1, 64),
+    "images": _count(1), "batch_size": _count(1), "grad_accum": _count(1, 10**4), "num_examples": _count(1), "shown": _count(1, 64),
     "padding": _count(0, 1024), "workers": _count(0, 256), "threads": _count(1, 1024),
     "width": Bounds(0.01, 64), "restarts": _count(1),
     "epochs": _count(1, 10**6), "cycle": _count(1, 10**6), "milestones": _count(1, 10**6),
@@ -45,6 +45,16 @@ BOUNDS = {
     "flops": _PHYSICAL, "memory": _PHYSICAL, "memory_rate": _PHYSICAL, "pcie": _PHYSICAL, "nvlink": _PHYSICAL,
     "network": _PHYSICAL, "host_memory": _PHYSICAL, "disk_rate": _PHYSICAL, "loader_rate": _PHYSICAL,
 }  # fmt: skip
+
+
+TO_32 = 4  # grey pixels on each side that CIFAR's images usually get
+
+
+def usual_padding(height: int, width: int) -> int:
+    """Grey pixels on each side before the random crop where nobody says how many: `TO_32` for images of up to 32 x 32
+    pixels (as far as a crop cannot miss the image), an eighth of the shorter side of larger ones."""
+    side = min(height, width)
+    return min(max(TO_32, side // 8), side - 1)
 
 
 def check_number(said: str, value: Any, bounds: Bounds) -> None:

@@ -45,7 +45,7 @@ from apart_fast.step.optimizer import SGD
 from apart_fast.training.execution import GraphedStep
 from apart_fast.training.run import train
 from apart_fast.training.setup import AMP_DTYPES
-from apart_fast.units import parse_eps
+from apart_fast.units import parse_eps, usual_padding
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only the files beside it
 from benchmarks.methods_table import make_row, to_markdown
@@ -242,10 +242,10 @@ def _step(config: Config, method: str, data: Dataset, device: torch.device) -> C
     model = build_model(made.model, len(data.classes), in_channels=c, image_size=(h, w), width=made.width)
     model.to(device, memory_format=torch.channels_last)
     amp = AMP_DTYPES[made.amp_dtype] if made.amp else None
-    apart = Apart(model, 4 * n, shape, padding=made.padding, eps=made.eps, method=method, amp=amp)
+    apart = Apart(model, 4 * n, shape, padding=usual_padding(h, w), eps=made.eps, method=method, amp=amp)
     optimizer = SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=made.weight_decay)
     generator = torch.Generator().manual_seed(0)
-    offsets = torch.randint(0, 2 * made.padding + 1, (n, 2), generator=generator).to(device)
+    offsets = torch.randint(0, 2 * apart.padding + 1, (n, 2), generator=generator).to(device)
     rows = torch.arange(n, device=device)
     crops = Crops(rows, rows, offsets, torch.zeros(n, dtype=torch.bool, device=device))
     batch = Batch(data.train.images[:n].to(device), data.train.labels[:n].to(device), crops)

@@ -56,7 +56,12 @@ def judged_data(config: Common, runs: Sequence[Run]) -> tuple[Dataset, Split]:
     """
     name = runs[0].config.dataset
     data = load_dataset(
-        name, config.data_dir, download=config.download, progress=config.progress, cache=config.cache_dir
+        name,
+        config.data_dir,
+        download=config.download,
+        progress=config.progress,
+        cache=config.cache_dir,
+        reading=runs[0].config.reading,
     )
     for i, run in enumerate(runs):
         known = checkpoint.check_data(run.summary.get("model"), data, name, run.folder.path, _classes(run))

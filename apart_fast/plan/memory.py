@@ -4,12 +4,13 @@ With N images of H x W x C pixels, padding p, W ranks of which G share a host, n
 
 | what                 | where  | bytes                                                                          |
 |----------------------|--------|--------------------------------------------------------------------------------|
-| omega of a rank      | chosen | n (H + 2p) (W + 2p) C x 4, 2 or 1 (float32, float16, int8)                      |
+| omega of a rank      | chosen | n (H + 2p) (W + 2p) C x 4, 2 or 1 (float32, float16, int8); twice with momentum |
 | decoded images       | disk   | 128 + N H W C                                                                  |
 | FFCV's file          | disk   | pages of 2 MiB (of 2^k if an image needs more) that hold whole images, 24 N in  |
 |                      |        | pages before them and 24 N behind them                                         |
 | weights              | device | 4 P each for weights, gradients, momentum, and with W > 1 for what is reduced;  |
-|                      |        | 2 P more for the bfloat16 copies of --amp                                      |
+|                      |        | 2 P more for the bfloat16 copies of --amp, and 8 P where weights are moved     |
+|                      |        | before pass 2 (AWP)                                                            |
 | activations          | device | b times what pass 2 keeps of an image for its backward                          |
 | images, resident     | device | n H W C                                                                        |
 | copies of a          | host   | G (omega + 8 n), up to twice that where it is pinned, + 16 P for rank 0's       |
@@ -79,7 +80,7 @@ def rank_examples(images: int, batch_size: int, gpus: int) -> int:
 
 def row_values(config: PlanConfig) -> int:
     """Values that are remembered of an example."""
-    return (config.image_size + 2 * config.padding) ** 2 * config.channels
+    return config.padded_size**2 * config.channels * get_method(config.method).maps
 
 
 def image_bytes(config: PlanConfig) -> int:
@@ -98,13 +99,14 @@ def count_memory(config: PlanConfig, network: Network) -> Memory:
     """All of it."""
     n = rank_examples(config.images, config.batch_size, config.gpus)
     on_host = min(config.images, n * config.on_a_host)
-    values, image = row_values(config), image_bytes(config)
+    values, image, method = row_values(config), image_bytes(config), get_method(config.method)
     omega = []
-    if get_method(config.method).remembers != "nothing":
+    if method.maps:
         rows = (n, on_host, config.images, config.rank_batch)
-        omega = [Omega(dtype, *(count * values * size for count in rows)) for dtype, size in DTYPES.items()]
-    copies = 4 * (3 + (config.gpus > 1)) + 2 * (not config.hardware.on_host)
-    remembered = config.images * values * DTYPES[config.omega_dtype] if omega else 0
+        dtypes = [dtype for dtype in DTYPES if dtype != "int8" or method.remembers != "momentum"]
+        omega = [Omega(dtype, *(count * values * DTYPES[dtype] for count in rows)) for dtype in dtypes]
+    copies = 4 * (3 + (config.gpus > 1)) + 2 * (not config.hardware.on_host) + 8 * (method.weight_step > 0)
+    remembered = config.images * values * DTYPES[config.omega_dtype]
     return Memory(
         rank_examples=n,
         parameters=network.parameters,

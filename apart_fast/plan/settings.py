@@ -9,7 +9,7 @@ from apart_fast.errors import UserError
 from apart_fast.plan.hardware import HARDWARE, Hardware
 from apart_fast.runs.config import FAMILY
 from apart_fast.step.methods import get_method
-from apart_fast.units import check_settings
+from apart_fast.units import check_settings, usual_padding
 
 if TYPE_CHECKING:
     DeviceKind = str
@@ -47,8 +47,9 @@ class PlanConfig:
     """Channels of an image."""
     classes: int = 10
     """Number of classes."""
-    padding: int = 4
-    """Grey pixels on each side before the random crop."""
+    padding: int | None = None
+    """Grey pixels on each side before the random crop. None: as train.py, 4 up to 32 pixels, an eighth of larger
+    images."""
 
     # ---- training
     model: str = "preact_resnet18"
@@ -123,6 +124,12 @@ class PlanConfig:
         if self.gpus_per_host is not None:
             return self.gpus_per_host
         return next(n for n in range(USUAL_HOST, 0, -1) if self.gpus % n == 0)
+
+    @property
+    def padded_size(self) -> int:
+        """Height and width of an image with its padding."""
+        usual = usual_padding(self.image_size, self.image_size)
+        return self.image_size + 2 * (usual if self.padding is None else self.padding)
 
     @property
     def hosts(self) -> int:

@@ -9,6 +9,7 @@ import tyro
 from apart_fast.errors import UserError
 from apart_fast.evaluation.names import parse_attacks
 from apart_fast.loaders.table import DATASET_NAMES, LOADER_NAMES
+from apart_fast.runs.data_settings import DataSettings
 from apart_fast.runs.recipes import RECIPES
 from apart_fast.runs.schema import misfit
 from apart_fast.step.methods import METHODS, get_method
@@ -25,7 +26,10 @@ else:  # the flags take the names of the tables
     ScheduleName = Literal[*SCHEDULES]
 
 # for the help
-DATASETS = ", ".join(DATASET_NAMES)
+DATASETS = (
+    f"{', '.join(DATASET_NAMES)} (folder: train/<class>/*, test/<class>/* in --data-dir; hf: parquet files there, or "
+    "hf:NAME of the Hugging Face hub, or hf:FOLDER)."
+)
 FAMILY = ", ".join(name + "-K" * takes_steps for name, (_, takes_steps, _) in METHODS.items())
 
 # what each version has written to config.json
@@ -49,7 +53,7 @@ MOVABLE = ("data_dir", "cache_dir", "download", "device", "kernels", "workers", 
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(DataSettings):
     """Train a robust image classifier with APART or one of its rivals.
 
     The defaults are the released hyper-parameters of APART on CIFAR-10: PreActResNet-18, batch 128, 30 epochs.
@@ -59,7 +63,7 @@ class TrainConfig:
     """Preset that the other flags start from (apart_fast/runs/recipes.py); paper: the released settings."""
 
     # ---- data
-    dataset: Annotated[str, tyro.conf.arg(help=f"{DATASETS} (train/<class>/*, test/<class>/*).")] = "cifar10"
+    dataset: Annotated[str, tyro.conf.arg(help=DATASETS)] = "cifar10"
     data_dir: Path = Path("data")
     """Where the data lies, or is downloaded to."""
     cache_dir: Path | None = None
@@ -74,8 +78,9 @@ class TrainConfig:
     """Judge on a fixed subset of so many test images. None: all of them."""
     flip: bool | None = None
     """Random horizontal flips. None: as the data set allows (not for digits)."""
-    padding: int = 4
-    """Grey pixels on each side before the random crop."""
+    padding: int | None = None
+    """Grey pixels on each side before the random crop. None: the released 4 up to 32 pixels, an eighth of the shorter
+    side of larger images (8 of 64)."""
 
     # ---- loading
     ffcv: bool = False
@@ -128,6 +133,9 @@ class TrainConfig:
     """Of multistep: epochs after which the rates are a tenth. None: half and three quarters of the run."""
     batch_size: int = 128
     """Images in a step, of all processes together: the other settings stay as they are when GPUs are added."""
+    grad_accum: int = 1
+    """Batches whose gradients make one update, as one batch of all their images would; each has BatchNorm statistics of
+    its own. Rates are scheduled over updates."""
     lr: float = 0.2
     """Peak learning rate of the weights."""
     weight_decay: float = 2e-4
@@ -220,6 +228,7 @@ class TrainConfig:
         if self.dry_run and self.profile:
             raise UserError("--dry-run and --profile are each something else than training: give one of them")
         check_settings(self)
+        _ = self.reading
         check_schedule(
             self.schedule,
             epochs=self.epochs,
@@ -291,7 +300,7 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(DataSettings):
     """Judge a checkpoint: accuracy on clean and attacked test images, with confidence intervals."""
 
     checkpoint: tyro.conf.Positional[Path]
@@ -334,6 +343,7 @@ class EvaluateConfig:
             UserError: one line with the flag and the values it takes.
         """
         check_settings(self)
+        _ = self.reading
         parse_eps(self.eps)
         parse_attacks(self.attacks, self.restarts)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -70,7 +71,8 @@ class RunFolder:
             UserError: it already holds a run, or files that a run would replace.
         """
         now = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() // 10**6 % 1000:03}"  # runs may start together
-        path = config.out or Path("runs") / f"{config.dataset}-{config.method}-{now}"
+        data = re.sub(r"[^\w.-]+", "-", config.dataset)  # hf:owner/name
+        path = config.out or Path("runs") / f"{data}-{config.method}-{now}"
         if is_file(path / "config.json"):
             raise UserError(f"{path} already holds a run: go on with --resume {path}, or choose another --out")
         taken = next((name for name in MADE if os.path.lexists(path / name)), None)

@@ -76,6 +76,23 @@ class Ours(TypedDict):
     dataset: Any
 
 
+class Resizing(TypedDict):
+    """How pictures were brought to one size."""
+
+    size: Size
+    how: Literal["crop", "pad", "squash"]
+
+
+class Reading(TypedDict):
+    """How the training data was read (`apart_fast.loaders.datasets.reading.reading_of`)."""
+
+    resizing: Resizing | None
+    image_column: str | None
+    label_column: str | None
+    train_split: str | None
+    test_split: str | None
+
+
 class Weights(TypedDict):
     """A checkpoint of a network: best.pt, weights/epoch-0001.pt."""
 
@@ -85,6 +102,7 @@ class Weights(TypedDict):
     description: Description
     classes: NotRequired[list[str]]
     dataset: str
+    reading: NotRequired[Reading]
     method: NotRequired[str]
     epoch: Count
 

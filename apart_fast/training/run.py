@@ -110,6 +110,7 @@ def load_data(config: TrainConfig, asked: TrainConfig) -> Dataset:
             download=config.download,
             progress=config.progress,
             cache=config.cache_dir,
+            reading=config.reading,
         )
     except UserError as error:
         if asked.resume is None or asked.data_dir != TrainConfig.data_dir:

@@ -30,6 +30,7 @@ from apart_fast.step.ranks import Ranks
 from apart_fast.step.schedules import Schedule, Times, make_schedule, peak_eta
 from apart_fast.training.average import WeightAverage
 from apart_fast.training.start import find_start, start_from, take_step_sizes
+from apart_fast.units import TO_32, usual_padding
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -54,7 +55,8 @@ class Parts:
         scaler: of the loss, for float16, else None.
         exchange: of gradients between the ranks, or None.
         average: of the weights, or None.
-        schedule: of learning rates and momentum, over steps.
+        updates: of the weights in an epoch: its steps, fewer with --grad-accum.
+        schedule: of learning rates and momentum, over updates.
         eta: peak learning rate of the step sizes.
     """
 
@@ -69,6 +71,7 @@ class Parts:
     scaler: torch.amp.GradScaler | None
     average: WeightAverage | None
     exchange: Exchange | None
+    updates: int
     schedule: Schedule
     eta: float
 
@@ -111,6 +114,10 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, *, f
         refuse_too_large(copies * sum(p.nbytes for p in model.parameters()), f"a training of {config.model}")
     if config.sync_bn:
         model = synchronised(model, device, us)
+    usual = usual_padding(*splits.train.shape[1:3])
+    padding = usual if config.padding is None else config.padding
+    if config.padding is None and usual > TO_32 and us.first:
+        tqdm.write(f"note: crops move by up to {usual} pixels, an eighth of the images' side; --padding changes it")
     with us.first_alone("loader"):  # FFCV's file is written once
         loader = make_loader(
             config.loader_kind,
@@ -118,7 +125,7 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, *, f
             batch_size=config.batch_size,
             seed=config.seed,
             device=device,
-            padding=config.padding,
+            padding=padding,
             flip=data.flip if config.flip is None else config.flip,
             rank=us.rank,
             world_size=us.size,
@@ -127,7 +134,8 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, *, f
         )
     check_last_batch(model, config.batch_size, splits.train, us)
     scaler = torch.amp.GradScaler(device.type) if amp == torch.float16 else None
-    times = Times(len(loader), config.epochs, config.cycle, config.milestones)
+    updates = -(-len(loader) // config.grad_accum)
+    times = Times(updates, config.epochs, config.cycle, config.milestones)
     schedule = make_schedule(config.schedule, times, config.schedule_by_epoch)
     eta = peak_eta(config.eta, schedule)
     exchange = us.exchange(FLAGS)
@@ -139,7 +147,7 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, *, f
         model,
         loader.num_examples,
         splits.train.shape[1:],
-        padding=config.padding,
+        padding=padding,
         eps=config.eps,
         method=config.method,
         points=config.points,
@@ -172,6 +180,7 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, *, f
         scaler=scaler,
         average=average,
         exchange=exchange,
+        updates=updates,
         schedule=schedule,
         eta=eta,
     )

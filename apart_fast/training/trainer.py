@@ -3,6 +3,7 @@
 import math
 import time
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 
 import torch
 
@@ -16,6 +17,7 @@ from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.step import spans
 from apart_fast.step.spans import span
+from apart_fast.training.accumulate import Accumulation
 from apart_fast.training.display import Display
 from apart_fast.training.execution import Execution, wants_graph
 from apart_fast.training.finish import finish
@@ -59,6 +61,8 @@ class Trainer:
         self.device, self.description = parts.device, parts.description
         self.model, self.apart, self.loader = parts.model, parts.apart, parts.loader
         self.optimizer, self.scaler, self.average = parts.optimizer, parts.scaler, parts.average
+        k = config.grad_accum
+        self.accumulation = Accumulation(k, parts.model, parts.apart.sizes) if k > 1 else None
         self.execution = Execution(
             self._device_step,
             parts.apart,
@@ -72,6 +76,7 @@ class Trainer:
             "description": parts.description,
             "classes": data.classes,
             "dataset": config.dataset,
+            "reading": asdict(config.reading),
             "method": parts.apart.method.name,
         }
         self.state = TrainingState(folder, about, parts, self.progress, self.collapse, self.totals, us)
@@ -126,12 +131,22 @@ class Trainer:
         """Steps done since the start of the run."""
         return self.progress.epoch * len(self.loader) + self.progress.step
 
+    @property
+    def global_update(self) -> int:
+        """Updates of the weights since the start of the run."""
+        return self.progress.epoch * self.parts.updates + self.progress.step // self.config.grad_accum
+
+    @property
+    def between_updates(self) -> bool:
+        """Whether no gradients wait for an update: here a checkpoint can be gone on from."""
+        return self.accumulation is None or self.accumulation.empty
+
     def _train_epoch(self, display: Display) -> tuple[dict, float]:
         """What is recorded of the epoch in hand, and the seconds that the part of it done here took."""
         progress, epoch, steps = self.progress, self.progress.epoch, len(self.loader)
         self.model.train()
         self.apart.start_epoch(epoch, progress.step)
-        began, first = time.perf_counter(), progress.step
+        began, first, stopping, due = time.perf_counter(), progress.step, False, False
         self.energy.start()
         with display.bar(epoch, first) as bar, closing(self.loader.epoch(epoch, start=first)) as batches:
             for batch in batches:
@@ -139,10 +154,12 @@ class Trainer:
                 progress.step += 1
                 if (sums := bar.step(progress.step, self.totals, self.apart)) is not None:
                     self._check_loss(sums[0])
-                stopping, due = self.agreement.after_step(
+                stop_now, save_now = self.agreement.after_step(
                     self.signals.received is not None, self.us.first and self.keeper.due_within_epoch()
                 )
-                if progress.step < steps and (stopping or due):
+                stopping, due = stopping or stop_now, due or save_now
+                if progress.step < steps and self.between_updates and (stopping or due):
+                    due = False
                     self._check_loss(self.totals.loss.item())  # NaN must not replace a good checkpoint
                     self.keeper.within_epoch(progress.paused(time.perf_counter() - began, self._joules()))
                     if stopping:
@@ -162,17 +179,25 @@ class Trainer:
         return record, seconds
 
     def step(self, batch: Batch) -> None:
-        """One training step: perturbation, gradients, weights, averages.
+        """One training step: perturbation, gradients, weights, averages (with --grad-accum after some of them).
 
         Never waits for the device, unless omega lies on the host or on disk.
         """
-        height, momentum = self.parts.schedule.at(self.global_step)
+        update = self.global_update
+        height, momentum = self.parts.schedule.at(update)
         self.optimizer.set(lr=self.config.lr * height, momentum=momentum)
         self.apart.set_rates(eta=self.parts.eta * height, momentum=momentum)
         if self.average is not None:
-            self.average.schedule(self.global_step)
+            self.average.schedule(update)
         with self.apart.omega_at_hand(batch.host_indices, batch.upcoming):
             self.execution(batch)
+        if self.accumulation is not None:
+            last = self.progress.step + 1 == len(self.loader)
+            if self.accumulation.full(batch.together, last):
+                self.accumulation.take_means()
+                self.apart.sizes.step(self.scaler)
+                self._update()
+                self.accumulation.clear()
 
     def _device_step(self, batch: Batch) -> None:
         """The device's part of a step: nothing here depends on the host, so that a CUDA graph can hold it."""
@@ -183,14 +208,21 @@ class Trainer:
         else:
             result = self.apart.step_without_images(batch.together)
         with span(spans.OPTIMIZER):
-            if self.scaler is None:
-                self.optimizer.step()
+            if self.accumulation is None:
+                self._update()
             else:
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
-            if self.average is not None:
-                self.average.update()
+                self.accumulation.add(batch.together)
         self.totals.add(result, batch.together)
+
+    def _update(self) -> None:
+        """Of the weights and their average, from the gradients."""
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        if self.average is not None:
+            self.average.update()
 
     def _joules(self) -> float | None:
         """Of all ranks' GPUs since the epoch, or the rest of it, began; None where one of them does not tell."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from apart_fast.errors import UserError
 from apart_fast.loaders.datasets.listing import shown
 from apart_fast.loaders.datasets.picture import Encoded, read_picture
-from apart_fast.loaders.datasets.resizing import Resizing
+from apart_fast.loaders.datasets.reading import Resizing
 
 _MOST = 64  # pictures in a part
 _BYTES = 2**22  # of the pixels of a part, and of files that lie in memory, unless one picture has more

@@ -13,7 +13,8 @@ from PIL import Image, ImageCms
 
 from apart_fast.errors import UserError
 from apart_fast.loaders.datasets.listing import shown
-from apart_fast.loaders.datasets.resizing import Resizing, enlarges, resize
+from apart_fast.loaders.datasets.reading import Resizing
+from apart_fast.loaders.datasets.resizing import enlarges, resize
 
 # what is done to a picture without being asked; the words follow "N of M pictures "
 TRANSPARENT = "have transparency: shown on white"

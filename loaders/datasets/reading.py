@@ -1,11 +1,25 @@
 """How a data set is read, as far as a user decides it: kept with a network, and done again for all that it is shown.
-Imported without torch."""
+Imported without torch, numpy or Pillow."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from apart_fast.loaders.datasets.resizing import Resizing
+WAYS = ("crop", "pad", "squash")  # of resizing, each a function in resizing.py
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """How pictures are brought to one size (a part of `Reading`, which checkpoints keep).
+
+    Attributes:
+        size: height and width of the images, in pixels.
+        how: one of `WAYS`. crop: the short side is brought to `size`, then the middle is cut out. pad: the long side
+            is, and what is missing is black. squash: both are, whatever becomes of the proportions.
+    """
+
+    size: int
+    how: str = "crop"
 
 
 @dataclass(frozen=True)

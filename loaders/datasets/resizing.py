@@ -2,27 +2,14 @@
 Imported without torch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from apart_fast.loaders.datasets.reading import Resizing
+
 _MOST = 2**26  # pixels of a resized picture from which only the part that is kept is computed
-
-
-@dataclass(frozen=True)
-class Resizing:
-    """How pictures are brought to one size (a part of `Reading`, which checkpoints keep).
-
-    Attributes:
-        size: height and width of the images, in pixels.
-        how: key of `HOW`. crop: the short side is brought to `size`, then the middle is cut out. pad: the long side is,
-            and what is missing is black. squash: both are, whatever becomes of the proportions.
-    """
-
-    size: int
-    how: str = "crop"
 
 
 def resize(picture: Image.Image, to: Resizing) -> NDArray[np.uint8]:

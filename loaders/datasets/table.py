@@ -118,4 +118,5 @@ KNOWN = {
 }
 
 FOLDER = "folder"  # any folder of images (see folder.py)
-DATASET_NAMES: tuple[str, ...] = (*KNOWN, FOLDER)
+HUGGING_FACE = "hf"  # before a colon and the name of a data set (see hugging_face.py)
+DATASET_NAMES: tuple[str, ...] = (*KNOWN, FOLDER, HUGGING_FACE)

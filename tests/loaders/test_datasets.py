@@ -25,7 +25,7 @@ import torchvision
 from image_folders import make_folder, refuse, snapshot
 
 from apart_fast.errors import UserError
-from apart_fast.loaders import DATASETS, load_dataset
+from apart_fast.loaders import load_dataset
 from apart_fast.loaders.datasets import folder, load, table
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -188,7 +188,7 @@ def test_folder_that_is_not_the_named_set(untouched):
     refuse("cifar10", untouched, r"are not cifar10 .*\(5, 6, 3, 10\), not \(32, 32, 3, 10\).* data set 'folder'")
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name != "folder"])
+@pytest.mark.parametrize("name", table.KNOWN)
 @pytest.mark.parametrize("download", [False, True])
 def test_missing_set(name, download, untouched, offline, monkeypatch):
     monkeypatch.setattr(load, "find_spec", lambda _: True)  # scipy, for svhn

@@ -20,7 +20,7 @@ from PIL import Image, features
 from apart_fast.errors import UserError
 from apart_fast.files import atomic_path, remove_abandoned
 from apart_fast.loaders import fingerprint, load_dataset
-from apart_fast.loaders.datasets import folder, listing
+from apart_fast.loaders.datasets import converting, folder, listing
 
 SUFFIXES = ["png", "jpg", "JPEG", "jpe", "webp", "bmp", "tif", "TIFF", "gif", "ppm", "pgm"]
 
@@ -213,7 +213,7 @@ def test_images_of_pictures_that_have_changed_are_named_where_they_are_many(tmp_
     make_folder(tmp_path)
     load(tmp_path)
     draw(tmp_path / "train" / "a" / "3.png", 9)
-    monkeypatch.setattr(folder, "_WORTH_A_LINE", 100)
+    monkeypatch.setattr(converting, "_WORTH_A_LINE", 100)
     with pytest.warns(UserWarning, match=r"images decoded earlier \(8.48e-07 GB\) lie in .*, too: delete them unless"):
         load(tmp_path)
     with warnings.catch_warnings():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from apart_fast.errors import UserError
 from apart_fast.loaders import fingerprint, load_dataset
-from apart_fast.loaders.datasets import decode, derived, folder
+from apart_fast.loaders.datasets import converting, decode, derived, folder
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "PNG"])
@@ -53,21 +53,21 @@ def test_folder_is_decoded_once_and_again_when_it_changed(tmp_path, monkeypatch)
     read = decode.read_picture
     monkeypatch.setattr(decode, "read_picture", lambda path, *to: decoded.append(path) or read(path, *to))
     first = load_dataset("folder", tmp_path, progress=False)
-    assert len(decoded) == 8
+    assert len(decoded) == 9  # the first one also tells the size of all
     second = load_dataset("folder", tmp_path, progress=False)
-    assert len(decoded) == 8 and fingerprint(first.train) == fingerprint(second.train)
+    assert len(decoded) == 9 and fingerprint(first.train) == fingerprint(second.train)
     changed = tmp_path / "train" / "b" / "1.png"
     draw(changed, 50)
     os.utime(changed, ns=(1, 1))
     third = load_dataset("folder", tmp_path, progress=False)
-    assert len(decoded) == 16 and fingerprint(third.train) != fingerprint(first.train)
+    assert len(decoded) == 18 and fingerprint(third.train) != fingerprint(first.train)
     # a damaged cache is only a cache
     for cache in (tmp_path / folder.CACHE).glob("*.npy"):
         data = bytearray(cache.read_bytes())
         data[-300] ^= 1
         cache.write_bytes(data)
     assert fingerprint(load_dataset("folder", tmp_path, progress=False).train) == fingerprint(third.train)
-    assert len(decoded) == 24
+    assert len(decoded) == 27
 
 
 def test_mixed_sizes(untouched):
@@ -141,7 +141,7 @@ def test_folder_that_cannot_be_written_is_still_read(tmp_path, monkeypatch):
         with pytest.warns(UserWarning, match="npy: name another folder .* --cache-dir; .* in memory"):
             data = load_dataset("folder", tmp_path, progress=False)
         assert np.array_equal(data.test.images, [pixels[p] for p in sorted(pixels) if p.parts[-3] == "test"])
-        patch.setattr(folder, "available_bytes", lambda: 700)
+        patch.setattr(converting, "available_bytes", lambda: 700)
         refuse("folder", tmp_path, r"--cache-dir; the memory \(7e-07 GB free\) is too small for the decoded images")
         refuse("folder", tmp_path, "cannot write .*: name another folder", cache=tmp_path / "mine")
     # what was known of the images is the same wherever they lie

@@ -25,7 +25,7 @@ from apart_fast.check.settings import CheckConfig
 from apart_fast.cli import train_command
 from apart_fast.errors import UserError
 from apart_fast.loaders import Split, fingerprint, load_dataset, make_loader, subset, take_validation
-from apart_fast.loaders.datasets import decode, derived, folder, mapped, statistics, writing
+from apart_fast.loaders.datasets import converting, decode, derived, folder, mapped, statistics, writing
 from apart_fast.loaders.datasets.fingerprints import Fingerprint
 from apart_fast.loaders.datasets.splits import content_key
 from apart_fast.runs.config import DemoConfig, EvaluateConfig, TrainConfig
@@ -133,8 +133,8 @@ def test_channels_are_as_many_as_the_last_picture_needs(first_color, tmp_path, m
 
 
 def test_a_large_file_is_read_again_only_when_it_was_touched(large, monkeypatch):
-    read, look = [], folder.checksum
-    monkeypatch.setattr(folder, "checksum", lambda path, seen: read.append(path) or look(path, seen))
+    read, look = [], converting.checksum
+    monkeypatch.setattr(converting, "checksum", lambda path, seen: read.append(path) or look(path, seen))
     before = load(large).train.images.clone()
     load(large)
     assert not read
@@ -207,9 +207,9 @@ def test_a_system_that_maps_nothing_private(tmp_path, monkeypatch):
 @pytest.fixture
 def several(monkeypatch):
     """Two processes, whatever there is to decode; their ids."""
-    monkeypatch.setattr(folder, "_FEW", 0)
-    monkeypatch.setattr(folder, "_FEW_BYTES", 0)
-    monkeypatch.setattr(folder, "usable_cores", lambda: 2)
+    monkeypatch.setattr(converting, "_FEW", 0)
+    monkeypatch.setattr(converting, "_FEW_BYTES", 0)
+    monkeypatch.setattr(converting, "usable_cores", lambda: 2)
     monkeypatch.setattr(decode, "_MOST", 2)
     started, popen = [], subprocess.Popen
 
@@ -385,7 +385,7 @@ def test_two_that_convert_at_once(tmp_path, monkeypatch):
     other = os.open(tmp_path / folder.CACHE, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
     decoded, read = [], decode.read_picture
-    monkeypatch.setattr(decode, "read_picture", lambda path: decoded.append(path) or read(path))
+    monkeypatch.setattr(decode, "read_picture", lambda path, *to: decoded.append(path) or read(path, *to))
     found = []
     threads = [threading.Thread(target=lambda: found.append(load(tmp_path))) for _ in range(2)]
     for thread in threads:
@@ -395,7 +395,7 @@ def test_two_that_convert_at_once(tmp_path, monkeypatch):
     os.close(other)
     for thread in threads:
         thread.join()
-    assert len(decoded) == 8 and torch.equal(found[0].train.images, found[1].train.images)
+    assert len(decoded) == 9 and torch.equal(found[0].train.images, found[1].train.images)
 
 
 @needs_ffcv

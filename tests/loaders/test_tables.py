@@ -61,5 +61,5 @@ def test_every_listed_name_is_there(package):
 def test_tables_are_whole():
     assert tuple(loaders.LOADERS) == LOADER_NAMES == tuple(LOADER_CLASSES)
     assert all(issubclass(resolve_name(where), Loader) for where in LOADER_CLASSES.values())
-    assert tuple(loaders.DATASETS) == DATASET_NAMES == (*KNOWN, "folder")
+    assert tuple(loaders.DATASETS) == DATASET_NAMES == (*KNOWN, "folder", "hf")
     assert {known.reader for known in KNOWN.values()} == set(READERS)

@@ -69,7 +69,7 @@ def plan(capsys, *words):
 
 
 def test_imagenet_on_64_gpus_by_hand():
-    made = made_of(PlanConfig(images=1_281_167, image_size=224, gpus=64))
+    made = made_of(PlanConfig(images=1_281_167, image_size=224, gpus=64, padding=4))
     n = 10_009 * 2 + 1  # two of each whole batch of 128, and one of the last 15
     row = 232 * 232 * 3
     assert made.memory.rank_examples == n
@@ -266,7 +266,7 @@ def test_the_flags_are_those_of_train(capsys, words, flags):
 
 def test_the_page_says_what_the_data_say(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    words = ["--images", "1281167", "--image-size", "224", "--gpus", "64", "--network", "1e8"]
+    words = ["--images", "1281167", "--image-size", "224", "--gpus", "64", "--network", "1e8", "--padding", "4"]
     code, out, _ = plan(capsys, *words)
     assert code == 0 and out.startswith("A prediction") and "Nothing here was measured" in out
     assert max(len(line) for line in out.splitlines() if "train.py" not in line) <= 120
