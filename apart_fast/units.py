@@ -32,9 +32,9 @@ _PHYSICAL = Bounds(1, 10**21)  # bytes, or operations or bytes a second
 # or nothing of it would be finite
 BOUNDS = {
     "train_images": _count(1), "val_images": _count(1), "test_images": _count(1), "probe_images": _count(0),
-    "images": _count(1), "batch_size": _count(1), "grad_accum": _count(1, 10**4), "num_examples": _count(1), "shown": _count(1, 64),
+    "images": _count(1), "batch_size": _count(1), "num_examples": _count(1), "shown": _count(1, 64),
     "padding": _count(0, 1024), "workers": _count(0, 256), "threads": _count(1, 1024),
-    "width": Bounds(0.01, 64), "restarts": _count(1),
+    "width": Bounds(0.01, 64), "restarts": _count(1), "grad_accum": _count(1, 10**4),
     "epochs": _count(1, 10**6), "cycle": _count(1, 10**6), "milestones": _count(1, 10**6),
     "lr": Bounds(0, 1000), "weight_decay": Bounds(0, 1000), "eta": Bounds(0, 1), "step_decay": Bounds(0, 10**9),
     "momentum": Bounds(0, 1), "label_smoothing": Bounds(0, 1, below=True), "ema": Bounds(0, 1, below=True),

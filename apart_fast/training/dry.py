@@ -73,7 +73,7 @@ def _begin(config: TrainConfig, folder: RunFolder, data: Dataset, us: World) -> 
         _first_step(trainer)
         _keep(trainer)
         seconds = _second_step(trainer)
-    epoch = seconds * steps
+    epoch = seconds * trainer.parts.updates
     print(
         f"step: {seconds:.3g} s; an epoch about {_said(epoch)}, {config.epochs} of them {_said(epoch * config.epochs)}"
     )
@@ -103,6 +103,7 @@ def _second_step(trainer: Trainer) -> float:
 
 
 def _steps(trainer: Trainer, count: int) -> None:
+    """So many updates of the weights."""
     progress, loader = trainer.progress, trainer.loader
     trainer.model.train()
     while count > 0:
@@ -110,7 +111,7 @@ def _steps(trainer: Trainer, count: int) -> None:
         with closing(loader.epoch(progress.epoch, start=progress.step)) as batches:
             for batch in batches:
                 trainer.step(batch)
-                progress.step, count = progress.step + 1, count - 1
+                progress.step, count = progress.step + 1, count - trainer.between_updates
                 if count == 0:
                     break
         if progress.step == len(loader):

@@ -109,8 +109,8 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, *, f
             origin = find_start(config.init_from, config.model, description["in_channels"], description["image_size"])
         start_from(model, origin, data.classes)
     model = model.to(device).to(memory_format=torch.channels_last)
-    if device.type == "cpu":  # gradients and momentum, and the average
-        copies = 3 if config.ema else 2
+    if device.type == "cpu":  # gradients and momentum, the average, sums
+        copies = 2 + (config.ema > 0) + (config.grad_accum > 1)
         refuse_too_large(copies * sum(p.nbytes for p in model.parameters()), f"a training of {config.model}")
     if config.sync_bn:
         model = synchronised(model, device, us)

@@ -195,7 +195,8 @@ class Trainer:
             last = self.progress.step + 1 == len(self.loader)
             if self.accumulation.full(batch.together, last):
                 self.accumulation.take_means()
-                self.apart.sizes.step(self.scaler)
+                if self.apart.method.learned:
+                    self.apart.sizes.step(self.scaler)
                 self._update()
                 self.accumulation.clear()
 

@@ -25,6 +25,7 @@ VARIANTS = {
     "float16": dict(amp=True, amp_dtype="float16", epochs=1),
     "ema": dict(amp=True, ema=0.9, epochs=1, omega_device="host"),
     "compiled": dict(compile=True),
+    "accumulated": dict(grad_accum=2, epochs=1),
     "disk": dict(epochs=1, omega_device="disk", loader="dataloader", workers=0, method="atta-1"),
 }
 
