@@ -12,20 +12,20 @@ from apart_fast.report.pictures import COLOURS
 from apart_fast.report.text import number
 from apart_fast.runs.reading import Run
 
-_TEMPLATES = Environment(
+_TEMPLATE = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,  # names of folders and classes may hold anything
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-)
+).get_template("report.html.j2")
 
 
 def render(runs: Sequence[Run]) -> str:
     """HTML of one run, or of several side by side."""
     changed, settings = facts.settings(runs)
     light, dark = block_colours(max(map(count_blocks, runs)))
-    return _TEMPLATES.get_template("report.html.j2").render(
+    return _TEMPLATE.render(
         title=_title(runs),
         runs=runs,
         colours=[run_colour(i) for i in range(len(runs))],

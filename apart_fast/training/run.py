@@ -70,18 +70,23 @@ def train(asked: TrainConfig, us: World | None = None) -> tuple[dict, Path]:
 
 @contextmanager
 def machine(config: TrainConfig, us: World) -> Iterator[torch.device]:
-    """Within: threads, memory and algorithms are as the settings want them; gives this process's device.
+    """Within: threads, memory and algorithms are as the settings want them; gives this process's device. Afterwards
+    threads and algorithms are as before.
 
     Raises:
         UserError: there is no such device.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = pick_device(us.device(config.device))
-    if device.type == "cpu":
-        keep_freed_memory()
-    with algorithms(device, deterministic=config.deterministic):
-        yield device
+    threads = torch.get_num_threads()
+    try:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        device = pick_device(us.device(config.device))
+        if device.type == "cpu":
+            keep_freed_memory()
+        with algorithms(device, deterministic=config.deterministic):
+            yield device
+    finally:
+        torch.set_num_threads(threads)  # a checkpoint brings its own
 
 
 def load_last(folder: RunFolder, us: World) -> tuple[dict | None, Path]:

@@ -255,7 +255,7 @@ def test_a_slice(monkeypatch, code, ended):
 def test_pytest_leaves_what_it_has(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # or its benchmarks would be left out
     file = tmp_path / "test_two.py"
-    file.write_text("import time\ndef test_a(benchmark): benchmark(int)\ndef test_b(): time.sleep(60)\n")
+    file.write_text("import time\ndef test_a(benchmark): benchmark.pedantic(int)\ndef test_b(): time.sleep(60)\n")
     report, figures = tmp_path / "two.xml", tmp_path / "two.json"
     words = ["-m", "pytest", str(file), f"--junitxml={report}", f"--benchmark-json={figures}"]
     assert running.run_slice(words, 8.0, interrupts=True) == running.STOPPED

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from apart_fast.cli import main
+from apart_fast.parallel.world import World
 from apart_fast.runs import checkpoint
+from apart_fast.runs.config import TrainConfig
 from apart_fast.training import run as run_module
 from apart_fast.training.trainer import Trainer
 from apart_fast.training.watch import Judge
@@ -155,6 +157,14 @@ def test_amp_and_every_loader_give_the_same_run(settings, tmp_path):
         run("train", *settings, "--amp", "--epochs", "1", "--no-test", *loader, "--out", tmp_path / loader[-1])
     assert_same_run(tmp_path / "--ffcv", tmp_path / "resident")
     assert_same_run(tmp_path / "dataloader", tmp_path / "resident")
+
+
+def test_threads_are_as_before_after_a_run():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), run_module.machine(TrainConfig(threads=before + 1, device="cpu"), World()):
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+    assert torch.get_num_threads() == before
 
 
 def test_float16_trains(settings, tmp_path):
