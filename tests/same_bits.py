@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-METHODS = ("standard", "fgsm", "fgsm-rs", "n-fgsm", "pgd-3", "atta-1", "fgsm+", "apart")
+METHODS = ("standard", "fgsm", "fgsm-rs", "n-fgsm", "pgd-3", "atta-1", "fgsm+", "apart", "apart+mse", "apart+js")
+METHODS += ("fgsm-pgi", "fgsm-mep-cs", "fgsm-rs-cs", "fgsm-uap", "fgsm-cuap", "liet", "trades-2", "awp-pgd-2")
 LOADERS = ("resident", "ffcv", "dataloader")
 PRECISIONS = ("float32", "bfloat16")
 FURTHER = (  # apart with the resident loader and these flags besides

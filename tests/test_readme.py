@@ -113,7 +113,10 @@ def test_the_table_of_methods_is_that_of_the_code():
     page = PAGES["docs/methods.md"]
     rows = {m[1]: int(m[2]) for m in re.finditer(r"^\| `([a-z+-]+)`.*\| (\d+) F \|$", page, re.M)}
     assert rows == {name: get_method(name).passes for name in rows}
-    named = set(re.findall(r"^\| `([a-z+]+(?:-rs|-fgsm)?)(?:-k)?`.*F \|$", page, re.M))
+    counted = re.findall(r"^\| `([a-z+-]+)-k`.*\| (\d+) \+ 2k F \|$", page, re.M)
+    assert all(get_method(f"{name}-7").passes == int(fixed) + 14 for name, fixed in counted)
+    named = set(re.findall(r"^\| `([a-z+-]+?)(?:-k)?`.*F \|$", page, re.M))
+    assert all(source in page for _, _, source in METHODS.values() if source[-4:].isdigit() and "arXiv" not in source)
     assert named == set(METHODS)
 
 

@@ -14,6 +14,7 @@ from apart_fast.measure.clocks import clock_of, time_calls
 from apart_fast.models.modes import frozen
 from apart_fast.precision import float32_as
 from apart_fast.step.apart import Apart
+from apart_fast.step.methods import Method
 
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrix product that gives the peak
 PEAK_SECONDS = 1.0  # how long it is repeated
@@ -28,16 +29,33 @@ def attack_pass(loss: Loss, model: nn.Module, x: Tensor, labels: Tensor) -> None
         torch.autograd.grad(loss(x, labels)[0], x)
 
 
-def weight_pass(loss: Loss, x: Tensor, labels: Tensor, *, to_pixels: bool) -> None:
-    """A forward and a backward to the weights, which leaves `p.grad`, and to the pixels if asked for."""
-    loss(x.detach().requires_grad_(to_pixels), labels)[0].backward()
+def attack_passes(method: Method) -> int:
+    """How many `attack_pass` are among the passes of a method; `other_passes` are the rest."""
+    kept = method.loss.through_start and method.loss.at == "perturbed"
+    return method.steps - kept
+
+
+def other_passes(loss: Loss, model: nn.Module, method: Method, x: Tensor, labels: Tensor) -> None:
+    """A forward with both backwards, which leaves `p.grad`, and what the method's loss and its moved weights ask for
+    more: the first pass with its graph kept, a forward of the images as they are, the gradients of the weights."""
+    start: Tensor | None = None
+    if method.loss.through_start:
+        pixels = x.detach().requires_grad_(method.loss.at == "perturbed")
+        start = loss(pixels, labels)[0]
+        if pixels.requires_grad:
+            torch.autograd.grad(start, pixels, retain_graph=True)
+    if method.weight_step:
+        weights = [p for p in model.parameters() if p.requires_grad]
+        torch.autograd.grad(loss(x.detach(), labels)[0], weights, allow_unused=True)
+    last = loss(x.detach().requires_grad_(method.learned), labels)[0]
+    (last if start is None else last + start).backward()
 
 
 def floor(apart: Apart, x: Tensor, labels: Tensor) -> None:
-    """The passes that the method cannot do without, and nothing else: 2 * steps + 3 of them.
+    """The passes that the method cannot do without, and nothing else: `Method.passes` of them.
 
-    `steps` times a forward and a data-backward, then a forward with both backwards. Weight gradients are left in
-    `p.grad`, running statistics move, block points stay silent.
+    `steps` times a forward and a data-backward, then a forward with both backwards, and what the method's loss costs
+    besides. Weight gradients are left in `p.grad`, running statistics move, block points stay silent.
 
     Args:
         x: pixels [B, H, W, C] in `apart.dtype`, on the device.
@@ -45,9 +63,9 @@ def floor(apart: Apart, x: Tensor, labels: Tensor) -> None:
     """
     for p in apart.model.parameters():
         p.grad = None
-    for _ in range(apart.method.steps):
+    for _ in range(attack_passes(apart.method)):
         attack_pass(apart.loss, apart.model, x, labels)
-    weight_pass(apart.loss, x, labels, to_pixels=apart.method.learned)
+    other_passes(apart.loss, apart.model, apart.method, x, labels)
 
 
 def count_flops(call: Callable[[], object]) -> int:

@@ -223,7 +223,7 @@ def _against_floor(trainer: Trainer, runner: _Runner, batch: Batch, rounds: int)
     x = batch.images[batch.rows].to(apart.dtype) / 255
     bare: Callable[[], object] = partial(floor, apart, x, batch.labels.clone())
     if trainer.execution.graphed:
-        bare, _ = graphs.capture(bare)
+        bare, _ = graphs.capture(bare, generators=[apart.generator])
     return interleave(
         {"step": runner.one, "floor": bare},
         rounds=rounds,

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apart_fast.errors import UserError
-from apart_fast.measure.arithmetic import attack_pass, count_flops, count_kept, count_traffic, weight_pass
+from apart_fast.measure.arithmetic import (
+    attack_pass,
+    attack_passes,
+    count_flops,
+    count_kept,
+    count_traffic,
+    other_passes,
+)
 from apart_fast.models import build_model
 from apart_fast.plan.settings import PlanConfig
 from apart_fast.step.methods import get_method
@@ -29,7 +36,8 @@ class Network:
         forward_flops: operations of a forward of one image, F.
         step_flops: of a step on one image: passes x F.
         step_traffic: bytes that a step on one image reads and writes outside of convolutions and matrix products.
-        kept: bytes of activations of one image that pass 2 keeps for its backward.
+        kept: bytes of activations of one image that are kept for the backward of pass 2, and of pass 1 where gradients
+            go through it too.
     """
 
     parameters: int
@@ -67,10 +75,10 @@ def count_network(config: PlanConfig) -> Network:
     try:
         flops = count_flops(forward) / _IMAGES
         attack = count_traffic(lambda: attack_pass(loss, model, x, labels)) if method.steps else 0
-        weights = count_traffic(lambda: weight_pass(loss, x, labels, to_pixels=method.learned))
-        kept = count_kept(forward, model)
+        others = count_traffic(lambda: other_passes(loss, model, method, x, labels))
+        kept = count_kept(forward, model) * (1 + method.loss.through_start)
     except (RuntimeError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{config.model} cannot be counted without computing it: {reason}") from error
-    traffic = (method.steps * attack + weights) / _IMAGES
+    traffic = (attack_passes(method) * attack + others) / _IMAGES
     return Network(parameters, buffer_bytes, flops, method.passes * flops, traffic, kept / _IMAGES)

@@ -83,7 +83,7 @@ def _flags(config: PlanConfig, choice: Choice) -> list[str]:
         "omega_device": choice.place,
         "loader": choice.loader,
     }
-    if get_method(config.method).remembers == "nothing":
+    if get_method(config.method).maps == 0:
         del wanted["omega_dtype"], wanted["omega_device"]
     usual = {field.name: field.default for field in fields(TrainConfig)} | {"batch_size": None, "omega_device": None}
     words = ["--device", "cpu"] if config.hardware.on_host else ["--amp"]

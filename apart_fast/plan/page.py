@@ -78,7 +78,7 @@ def _network(plan: Plan) -> list[Row]:
 
 def _omega(plan: Plan) -> list[Row]:
     if not plan.memory.omega:
-        return [("none", "0 B", f"{get_method(plan.config.method).name} remembers nothing")]
+        return [("none", "0 B", f"{get_method(plan.config.method).name} remembers nothing of each example")]
     rows = []
     for row in plan.memory.omega:
         places = [place for place, room in plan.rooms[row.dtype].items() if room]

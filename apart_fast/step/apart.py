@@ -26,23 +26,26 @@ from apart_fast.step.losses import CrossEntropy, pixel_gradient
 from apart_fast.step.methods import Method, get_method
 from apart_fast.step.moves import MOVES
 from apart_fast.step.noise import ExampleNoise
-from apart_fast.step.perturbation import Gradients, Setting, fixed_scale
-from apart_fast.step.places import make_memory
+from apart_fast.step.objective import Objective
+from apart_fast.step.omega import INITIAL
+from apart_fast.step.perturbation import Given, Gradients, Setting, fixed_scale
+from apart_fast.step.places import memory_of
 from apart_fast.step.points import BlockPoints
-from apart_fast.step.ranks import Ranks
-from apart_fast.step.remember import REMEMBER
+from apart_fast.step.ranks import Ranks, Whole
+from apart_fast.step.remember import REMEMBER, learn_from_others, make_shared
 from apart_fast.step.result import StepResult
 from apart_fast.step.saved import take_over
 from apart_fast.step.spans import span
 from apart_fast.step.starts import STARTS
-from apart_fast.step.step_sizes import StepSizes
+from apart_fast.step.step_sizes import StepSizes, StepSizesAtHand
+from apart_fast.step.weight_step import WeightStep
 from apart_fast.units import parse_eps
 
 # of the gradients at the block points, int8; None without points
 Signs = list[Tensor | None] | None
 
 
-class Apart:
+class Apart(StepSizesAtHand):
     """Adversarial training steps for any model in anyone's loop (arXiv 2010.08034).
 
     ```
@@ -122,19 +125,14 @@ class Apart:
         if method.blocks:
             self.points = BlockPoints(model, default_points(model) if points is None else points)
         self.ranks = ranks
-        self.memory = None
-        if method.start == "memory":
-            if omega_dtype is None:
-                omega_dtype = torch.float64 if dtype == torch.float64 else torch.float16
-            self.memory = make_memory(
-                omega_device, num_examples, self.image_shape, padding, omega_dtype, self.device, omega_folder
-            )
-            self._reset_memory()
-        elif omega_device != "device":
-            raise UserError(
-                f"omega_device {omega_device}: the method {method.name} remembers nothing; leave it out, "
-                "or choose apart, fgsm+ or atta-k"
-            )
+        if omega_dtype is None:
+            omega_dtype = torch.float64 if dtype == torch.float64 else torch.float16
+        self.memory = memory_of(
+            method, omega_device, num_examples, self.image_shape, padding, omega_dtype, self.device, omega_folder
+        )
+        self._reset_memory()
+        if ranks is not None and method.remembers == "grey":
+            raise UserError(f"method {method.name} draws for the whole batch: train it with one process")
         self.sizes = StepSizes(
             len(self.points) if self.points else 0,
             learned=method.learned,
@@ -142,6 +140,20 @@ class Apart:
             decay=decay,
             dtype=dtype,
             device=self.device,
+        )
+        sample = torch.zeros(2, *self.image_shape, dtype=dtype, device=self.device).permute(0, 3, 1, 2)
+        self._network = any_layout(model, sample)
+        check_takes(self._network, sample, amp)
+        if self.points:
+            self.points.try_out(self._network, sample)
+        precise = amp is not None or self.device.type == "cuda"  # where TF32 would round the perturbation away
+        self._stem = keep_stem_precise(self._network, sample) if precise else None
+        self._counters = BatchCounters(model)
+        self.loss = CrossEntropy(self._network, amp, label_smoothing, method.loss.relax, self.generator)
+        self.objective = Objective(method.loss, dtype, self.device)
+        self._weight_step = WeightStep(model, method.weight_step) if method.weight_step else None
+        self.shared = make_shared(
+            method, model, self.loss, self._scaled, sample.permute(0, 2, 3, 1), self.eps, self.generator
         )
         self._setting = Setting(
             method,
@@ -153,16 +165,8 @@ class Apart:
             self.sizes,
             self.memory,
             fixed_scale(method, self.eps, dtype, self.device),
+            self.shared,
         )
-        sample = torch.zeros(2, *self.image_shape, dtype=dtype, device=self.device).permute(0, 3, 1, 2)
-        self._network = any_layout(model, sample)
-        check_takes(self._network, sample, amp)
-        if self.points:
-            self.points.try_out(self._network, sample)
-        precise = amp is not None or self.device.type == "cuda"  # where TF32 would round the perturbation away
-        self._stem = keep_stem_precise(self._network, sample) if precise else None
-        self._counters = BatchCounters(model)
-        self.loss = CrossEntropy(self._network, amp, label_smoothing)
 
     # ---- the step
 
@@ -208,6 +212,11 @@ class Apart:
     def step_without_images(self, together: int) -> StepResult:
         """What a rank does in a step in which only others have images, `together` of them."""
         nothing = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
+        whole = Whole(self.ranks, 0, together)
+        if self._weight_step is not None:  # in the order of a step
+            self._weight_step.without_images(whole)
+        self.objective.without_images(whole)
+        learn_from_others(self._setting, whole)
         size_grads = torch.zeros_like(self.sizes.values) if self.method.learned else None
         return self._finish(StepResult(nothing, nothing, nothing), size_grads, 0, together)
 
@@ -218,8 +227,9 @@ class Apart:
             yield
 
     def _step(self, images: Tensor, labels: Tensor, crops: Crops, together: int | None = None) -> StepResult:
-        with self._both_passes():
-            result, size_grads = self._passes(images, labels, crops)
+        whole = Whole(self.ranks, len(labels), len(labels) if together is None else together)
+        with self._both_passes(), self.objective.step(whole):
+            result, size_grads = self._passes(images, labels, crops, whole)
         return self._finish(result, size_grads, len(labels), together)
 
     def _finish(self, result: StepResult, size_grads: Tensor | None, images: int, together: int | None) -> StepResult:
@@ -232,24 +242,29 @@ class Apart:
                 self.sizes.update(size_grads, self.scaler)
         return result
 
-    def _passes(self, images: Tensor, labels: Tensor, crops: Crops) -> tuple[StepResult, Tensor | None]:
+    def _passes(self, images: Tensor, labels: Tensor, crops: Crops, whole: Whole) -> tuple[StepResult, Tensor | None]:
         """What the passes find, and the gradients of the step sizes where they are learned."""
         method, setting = self.method, self._setting
         start_loss, signs = None, None
         with span(spans.START):
             if self.memory is not None and crops.indices is not None:
-                crops = replace(crops, indices=self.memory.rows(crops.indices))
-            made = STARTS[method.start](setting, images, crops)
+                rows = self.memory.rows(crops.indices)
+                crops = replace(crops, indices=rows if method.maps == 1 else rows * method.maps)
+            given = Given(images, labels, crops, whole)
+            made = STARTS[method.start](setting, given)
+        if method.loss.at == "image":
+            with span(spans.PASS_1):
+                self.objective.note(*self.loss(made.x, labels))
         for _ in range(method.steps):
             with span(spans.PASS_1):
                 loss, gradient, signs = self._pass1(made.point, labels)
             with span(spans.MOVE):
-                made = MOVES[method.learned](setting, made, gradient)
+                made = MOVES[method.move](setting, made, gradient)
             start_loss = loss if start_loss is None else start_loss
         with span(spans.PASS_2):
             loss, correct, gradients = self._pass2(made.point, labels, signs)
         with span(spans.REMEMBER):
-            size_grads = REMEMBER[method.remembers](setting, crops, made, gradients)
+            size_grads = REMEMBER[method.remembers](setting, given, made, gradients)
         return StepResult(loss, loss if start_loss is None else start_loss, correct), size_grads
 
     def omega_at_hand(self, indices: Tensor | None, upcoming: Tensor | None = None) -> AbstractContextManager[None]:
@@ -266,6 +281,8 @@ class Apart:
             indices: int64 [B].
             upcoming: int64, `indices` of the next step: theirs is fetched while this step runs.
         """
+        if self.shared is not None:
+            return self.shared.within_step()
         if self.memory is None:
             return nullcontext()
         if indices is None:
@@ -292,9 +309,11 @@ class Apart:
         """Loss, input gradient (times a positive scale) and the signs at the block points; no weight gradients."""
         x = x.detach().requires_grad_()
         capturing = self.points.capturing() if self.points else nullcontext()
-        with self._no_weight_gradients(), capturing as signs:
-            loss, _ = self.loss(x, labels)
-            gradient = pixel_gradient(self._scaled(loss), x)
+        keep = self.objective.keeps_graph
+        with nullcontext() if keep else self._no_weight_gradients(), capturing as signs:
+            loss, logits = self.loss(x, labels)
+            gradient = pixel_gradient(self._scaled(self.objective.climbed(loss, logits)), x, keep)
+        self.objective.note(loss, logits)
         return loss.detach(), gradient, signs
 
     def _no_weight_gradients(self) -> AbstractContextManager[None]:
@@ -308,9 +327,15 @@ class Apart:
         """Loss, right answers, and gradients of input and block steps; weight gradients go to `p.grad`."""
         x = x.detach().requires_grad_(self.method.learned)
         alphas = self.sizes.blocks.detach().requires_grad_()
-        with self.points.perturbing(signs, alphas.unbind()) if self.points and signs else nullcontext():
-            loss, logits = self.loss(x, labels)
-        self._scaled(loss).backward()
+
+        def forward() -> tuple[Tensor, Tensor]:
+            with self.points.perturbing(signs, alphas.unbind()) if self.points and signs else nullcontext():
+                return self.loss(x, labels)
+
+        step, whole = self._weight_step, self.objective.whole
+        with nullcontext() if step is None else step.moved(lambda: self._scaled(forward()[0]), whole):
+            loss, logits = forward()
+            self._scaled(self.objective.total(loss, logits)).backward()
         correct = (logits.detach().argmax(1) == labels).sum()
         gradients = None if x.grad is None else Gradients(x.grad, alphas.grad)
         return loss.detach(), correct, gradients
@@ -318,56 +343,26 @@ class Apart:
     def _scaled(self, loss: Tensor) -> Tensor:
         return self.scaler.scale(loss) if self.scaler is not None else loss
 
-    # ---- what can be read and set
-
-    @property
-    def step_sizes(self) -> Tensor:
-        """alpha, alpha_omega and the alpha_b of the block points, [2 + points], on the device."""
-        return self.sizes.values
-
-    @property
-    def alpha(self) -> Tensor:
-        """Step size at the input, 0-dim view on the device; assign a number or use `fill_`."""
-        return self.step_sizes[0]
-
-    @alpha.setter
-    def alpha(self, value: float | Tensor) -> None:
-        self.step_sizes[0] = value
-
-    @property
-    def alpha_omega(self) -> Tensor:
-        """Size of the remembered start, 0-dim view on the device."""
-        return self.step_sizes[1]
-
-    @alpha_omega.setter
-    def alpha_omega(self, value: float | Tensor) -> None:
-        self.step_sizes[1] = value
-
-    @property
-    def alpha_blocks(self) -> Tensor:
-        """Step sizes of the block points, [number of points], a view on the device."""
-        return self.step_sizes[2:]
-
-    @alpha_blocks.setter
-    def alpha_blocks(self, value: Sequence[float] | Tensor) -> None:
-        self.step_sizes[2:] = torch.as_tensor(value, dtype=self.dtype)
-
-    def set_rates(self, eta: float | None = None, momentum: float | None = None) -> None:
-        """Learning rate and momentum of the step sizes for the next steps (a schedule calls it)."""
-        self.sizes.optimizer.set(eta, momentum)
-
-    def start_epoch(self, epoch: int, step: int = 0) -> None:
+    def start_epoch(self, epoch: int, step: int = 0, epochs: int | None = None) -> None:
         """Say that epoch `epoch` (from 0) begins, or goes on from `step`: a method with `reset_every` draws its memory
-        anew at the beginning of some. Random starts of examples with indices then depend on seed, epoch and example."""
+        anew at the beginning of some. Random starts of examples with indices then depend on seed, epoch and example.
+
+        Args:
+            epochs: of the whole training: losses that change over it need to know; None: 100.
+        """
         self._setting.noise.start_epoch(epoch)
+        self.objective.start_epoch(epoch, step, epochs)
+        if self.shared is not None:
+            self.shared.start_epoch(step)
         every = self.method.reset_every
         if every and epoch and epoch % every == 0 and step == 0:
             self._reset_memory()
 
     def _reset_memory(self) -> None:
         if self.memory is not None:
-            ranks = self.ranks
-            self.memory.reset(self.generator, *(() if ranks is None else (ranks.examples, ranks.total)))
+            ranks, initial = self.ranks, INITIAL[self.method.remembers]
+            examples, total = (None, None) if ranks is None else (ranks.examples, ranks.total)
+            self.memory.reset(self.generator, examples, total, initial)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that a later step depends on, apart from the model."""
@@ -375,6 +370,8 @@ class Apart:
             "step_sizes": self.step_sizes,
             "velocity": self.sizes.optimizer.velocities()[0],
             "generator": self.generator.get_state(),
+            **self.objective.tensors(),
+            **({} if self.shared is None else self.shared.tensors()),
         }
         return state | ({"memory": self.memory.contents()} if self.memory is not None else {})
 

@@ -16,13 +16,24 @@ class CrossEntropy:
         network: takes pixels in [0, 1], [B, C, H, W].
         amp: dtype of autocast; None: none.
         label_smoothing: of the targets.
+        relax: this much of each label goes to the other classes in random parts, drawn anew in each call, in place of
+            smoothing (Pan et al. 2025, LIET); 0: none.
+        generator: of these parts.
 
     Attributes:
         classes: number of logits; None before the network has been called.
     """
 
-    def __init__(self, network: nn.Module, amp: torch.dtype | None, label_smoothing: float = 0.0):
+    def __init__(
+        self,
+        network: nn.Module,
+        amp: torch.dtype | None,
+        label_smoothing: float = 0.0,
+        relax: float = 0.0,
+        generator: torch.Generator | None = None,
+    ):
         self._network, self._amp, self._label_smoothing = network, amp, label_smoothing
+        self._relax, self._generator = relax, generator
         self.classes: int | None = None
 
     def __call__(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,22 +43,41 @@ class CrossEntropy:
             UserError: the network gives something else than logits.
             IndexError: a label that is not one of the classes, where their number was not known before.
         """
-        with torch.autocast(x.device.type, dtype=self._amp, enabled=self._amp is not None):
-            output = self._network(x.permute(0, 3, 1, 2))
-        logits = check_logits(output, len(x))  # by shape and type
+        logits = self.logits(x)
         if self.classes is None:  # later ones are checked before the step
             check_labels(labels, logits.shape[1])
             self.classes = logits.shape[1]
+        if self._relax:
+            return F.cross_entropy(logits, self._relaxed(labels, logits)), logits
         return F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing), logits
 
+    def logits(self, x: Tensor) -> Tensor:
+        """[B, classes], at least float32, of pixels [B, H, W, C].
 
-def pixel_gradient(loss: Tensor, x: Tensor) -> Tensor:
+        Raises:
+            UserError: the network gives something else.
+        """
+        with torch.autocast(x.device.type, dtype=self._amp, enabled=self._amp is not None):
+            output = self._network(x.permute(0, 3, 1, 2))
+        return check_logits(output, len(x))  # by shape and type
+
+    def _relaxed(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Probabilities [B, classes]."""
+        parts = torch.rand(logits.shape, dtype=logits.dtype, device=logits.device, generator=self._generator)
+        parts = parts.scatter(1, labels[:, None], 0.0)
+        others = parts * (self._relax / parts.sum(1, keepdim=True).clamp_min(torch.finfo(parts.dtype).tiny))
+        return others.scatter(1, labels[:, None], 1 - self._relax)
+
+
+def pixel_gradient(loss: Tensor, x: Tensor, keep_graph: bool = False) -> Tensor:
     """Gradient of the loss at the pixels x.
 
     Raises:
         UserError: the loss does not depend on them by way of autograd.
     """
-    (gradient,) = torch.autograd.grad(loss, x, allow_unused=True) if loss.requires_grad else (None,)
+    (gradient,) = (
+        torch.autograd.grad(loss, x, allow_unused=True, retain_graph=keep_graph) if loss.requires_grad else (None,)
+    )
     if gradient is None:
         raise UserError(
             "no gradient reaches the pixels: the network detaches them, or rounds them; an attack needs their gradient"

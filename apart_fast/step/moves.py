@@ -1,8 +1,9 @@
-"""How a perturbation moves along the gradient of pass 1 (APART step 2), by whether the step size is learned."""
+"""How a perturbation moves along the gradient of pass 1 (APART step 2), by `Method.move`."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from apart_fast import kernels
@@ -17,7 +18,15 @@ def fixed(setting: Setting, perturbation: Perturbation, gradient: Tensor) -> Per
     assert setting.method.step_size is not None
     size = setting.method.step_size * setting.eps
     point = kernels.projected_step(perturbation.x, perturbation.point, gradient, size, bound)
-    return replace(perturbation, point=point)
+    return replace(perturbation, point=point, gradient=gradient)
+
+
+def from_start(setting: Setting, perturbation: Perturbation, gradient: Tensor) -> Perturbation:
+    """`step_size * eps` along the sign from the start before the image was clipped, projected (Jia et al. 2022)."""
+    assert setting.method.step_size is not None
+    size = torch.full((), setting.method.step_size * setting.eps, dtype=setting.dtype, device=gradient.device)
+    point, _ = kernels.learned_step(perturbation.x, perturbation.d0, gradient, size, setting.eps)
+    return replace(perturbation, point=point, gradient=gradient)
 
 
 def learned(setting: Setting, perturbation: Perturbation, gradient: Tensor) -> Perturbation:
@@ -27,5 +36,4 @@ def learned(setting: Setting, perturbation: Perturbation, gradient: Tensor) -> P
     return replace(perturbation, point=point, code=code)
 
 
-# by `Method.learned`
-MOVES: dict[bool, Move] = {False: fixed, True: learned}
+MOVES: dict[str, Move] = {"fixed": fixed, "from_start": from_start, "learned": learned}

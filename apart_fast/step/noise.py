@@ -65,3 +65,7 @@ class ExampleNoise:
         bits = _shifted(_mix(states[:, None] + places), 64 - _BITS)
         # odd multiples of half a step: symmetric about 0
         return ((2 * bits + 1 - 2**_BITS).to(dtype) * (half / 2**_BITS)).view(-1, *shape)
+
+    def normal(self, indices: Tensor, shape: Sequence[int], deviation: float, dtype: torch.dtype) -> Tensor:
+        """[B, *shape] of mean 0 for the examples `indices`; the largest value is 5.4 deviations."""
+        return self.uniform(indices, shape, 1.0, dtype).erfinv_().mul_(deviation * math.sqrt(2))

@@ -1,5 +1,6 @@
 """omega: what is remembered for each training example, in un-augmented, padded coordinates."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -11,18 +12,33 @@ from apart_fast.step.checks import check_inside, check_unique, refuse_unless
 
 INITIAL_SCALE = 1e-3  # omega starts as 0.001 * N(0, 1)
 TWICE = "an example is in the batch twice: its row could remember only one of them"
+
+
+def _small(noise: Tensor) -> Tensor:
+    """0.001 * N(0, 1)."""
+    return noise * INITIAL_SCALE
+
+
+def _signs(noise: Tensor) -> Tensor:
+    """Random signs as the first map, zeros as the second."""
+    first = noise[:, :1].sign()
+    return torch.cat([first, torch.zeros_like(first)], 1)
+
+
+# what rows begin as, of N(0, 1) [n, ...], by `Method.remembers`
+INITIAL: dict[str, Callable[[Tensor], Tensor]] = {"perturbation": _small, "direction": _small, "momentum": _signs}
 _CHUNK = 4096  # rows drawn at a time: the store may be as large as the device allows
 _MOST, _LESS = 2**25, 2**22  # where so many rows have more values than this, fewer are drawn: so many values
 
 
 class Memory:
-    """A row of [H + 2p, W + 2p, C] values in [-1, 1] for each example, all of them in `store`.
+    """A row of [H + 2p, W + 2p, C] values in [-1, 1] for each example, or of several such maps, all in `store`.
 
     `apart_fast.step.staging` has the kind whose rows lie outside the device and are in `store` only during their step.
 
     Args:
-        store: [number of examples, H + 2p, W + 2p, C] on the device; torch.float16 (off by at most 2.5e-4), float32,
-            float64, or int8 (x 127, off by at most 4e-3).
+        store: [number of examples, H + 2p, W + 2p, C], with several maps [number of examples, maps, H + 2p, ...], on
+            the device; torch.float16 (off by at most 2.5e-4), float32, float64, or int8 (x 127, off by at most 4e-3).
 
     Attributes:
         store: what the kernels index by `rows`.
@@ -53,10 +69,17 @@ class Memory:
         before the next step."""
         return self.store
 
-    def reset(self, generator: torch.Generator, examples: Tensor | None = None, total: int | None = None) -> None:
-        """Draw every row anew: 0.001 * N(0, 1). The numbers depend on the generator alone, not on where rows lie.
+    def reset(
+        self,
+        generator: torch.Generator,
+        examples: Tensor | None = None,
+        total: int | None = None,
+        initial: Callable[[Tensor], Tensor] = _small,
+    ) -> None:
+        """Draw every row anew. The numbers depend on the generator alone, not on where rows lie.
 
         Args:
+            initial: what rows are, of N(0, 1) [n, ...]: one of `INITIAL`.
             examples: int64 [number of examples], ascending: their places in a set of `total` examples. The others' rows
                 are drawn too, so that those of an example do not depend on who holds it. None: this is the whole set.
         """
@@ -73,10 +96,11 @@ class Memory:
             begin, stop = map(int, np.searchsorted(numbers, [first, end]))
             whole = stop - begin == end - first
             mine = noise if whole else noise[torch.from_numpy(numbers[begin:stop] - first).to(noise.device)]
-            contents[begin:stop].copy_(encode(mine * INITIAL_SCALE, contents.dtype))
+            contents[begin:stop].copy_(encode(initial(mine), contents.dtype))
 
     def read(self, indices: Tensor) -> Tensor:
-        """Rows as float32 (float64 from a float64 store) [B, C, H + 2p, W + 2p]; `indices` int64 [B].
+        """Rows as float32 (float64 from a float64 store) [B, C, H + 2p, W + 2p], or [B, maps, C, ...]; `indices` int64
+        [B].
 
         Raises:
             IndexError: no such example (see `refuse_unless`).
@@ -85,23 +109,24 @@ class Memory:
         check_inside(indices, len(contents), _outside(len(contents)))
         dtype = torch.promote_types(contents.dtype, torch.float32) if contents.is_floating_point() else torch.float32
         rows = contents[indices.to(contents.device)].to(self.device)
-        return decode(rows, dtype).permute(0, 3, 1, 2)
+        return decode(rows, dtype).movedim(-1, -3)
 
     def write(self, indices: Tensor, values: Tensor) -> None:
-        """Replace rows, those of `indices` int64 [B], by `values` [B, C, H + 2p, W + 2p] in [-1, 1].
+        """Replace rows, those of `indices` int64 [B], by `values` [B, C, H + 2p, W + 2p] in [-1, 1], or [B, maps, ...].
 
         Raises:
             IndexError: no such example (see `refuse_unless`).
             ValueError: an example twice, values of another shape, or some that are not in [-1, 1].
         """
         contents = self.contents()
-        h, w, c = contents.shape[1:]
-        if values.shape != (len(indices), c, h, w):
-            raise ValueError(f"values are {tuple(values.shape)}: give {(len(indices), c, h, w)}")
+        *maps, h, w, c = contents.shape[1:]
+        if values.shape != (len(indices), *maps, c, h, w):
+            raise ValueError(f"values are {tuple(values.shape)}: give {(len(indices), *maps, c, h, w)}")
         check_inside(indices, len(contents), _outside(len(contents)))
         check_unique(indices, TWICE)
-        refuse_unless(lambda: (values.abs() <= 1).all(), values, "a value of omega is not in [-1, 1]")
-        rows = encode(values.permute(0, 2, 3, 1), contents.dtype)
+        first = values[:, 0] if maps else values  # a momentum is not bounded
+        refuse_unless(lambda: (first.abs() <= 1).all(), values, "a value of omega is not in [-1, 1]")
+        rows = encode(values.movedim(-3, -1), contents.dtype)
         contents[indices.to(contents.device)] = rows.to(contents.device)
 
 

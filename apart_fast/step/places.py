@@ -13,6 +13,7 @@ import torch
 from apart_fast.device import available_bytes
 from apart_fast.errors import UserError
 from apart_fast.files import NO_ROOM
+from apart_fast.step.methods import Method
 from apart_fast.step.omega import Memory
 from apart_fast.step.staging import StagedMemory
 
@@ -27,8 +28,9 @@ def make_memory(
     dtype: torch.dtype,
     device: torch.device,
     folder: Folder = None,
+    maps: int = 1,
 ) -> Memory:
-    """A memory of zeros for images [H, W, C] whose rows lie where `kind` (a key of `PLACES`) says.
+    """A memory of zeros for images [H, W, C] whose rows, of `maps` maps, lie where `kind` (a key of `PLACES`) says.
 
     Args:
         folder: for "disk": where its file lies, made if need be. The file has no name and is gone with the process,
@@ -41,8 +43,35 @@ def make_memory(
     if kind not in PLACES:
         raise UserError(f"unknown omega_device {kind!r}: choose one of {', '.join(PLACES)}")
     h, w, c = image_shape
-    shape = (num_examples, h + 2 * padding, w + 2 * padding, c)
+    shape = (num_examples, *((maps,) if maps > 1 else ()), h + 2 * padding, w + 2 * padding, c)
     return PLACES[kind](shape, dtype, device, folder)
+
+
+def memory_of(
+    method: Method,
+    kind: str,
+    num_examples: int,
+    image_shape: Sequence[int],
+    padding: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    folder: Folder = None,
+) -> Memory | None:
+    """What `method` remembers of each example (see `make_memory`); None: nothing.
+
+    Raises:
+        UserError: it does, and cannot so; or a place for what it does not remember.
+    """
+    if method.maps == 0:
+        if kind == "device":
+            return None
+        raise UserError(
+            f"omega_device {kind}: the method {method.name} remembers nothing of each example; leave it out, "
+            "or choose apart, fgsm+, fgsm-pgi or atta-k"
+        )
+    if method.remembers == "momentum" and not dtype.is_floating_point:
+        raise UserError(f"the momentum of {method.name} has no bounds: give omega_dtype float16 or float32")
+    return make_memory(kind, num_examples, image_shape, padding, dtype, device, folder, method.maps)
 
 
 def _on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _folder: Folder) -> Memory:

@@ -57,3 +57,35 @@ class Ranks:
             p.grad = grad
         loss, start_loss, right = shared[len(grads)].clone().unbind()
         return StepResult(loss, start_loss, (right * together).round()), None if size_grads is None else shared[-1]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The batch of all ranks in a step.
+
+    Attributes:
+        ranks: None: this process is alone.
+        images: of this rank; together: of all.
+    """
+
+    ranks: Ranks | None
+    images: int
+    together: int
+
+    @property
+    def share(self) -> float:
+        """Of this rank's images."""
+        return self.images / self.together
+
+    def mean(self, tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Means over the batch of all ranks, of `tensors` that are means over this rank's images; all ranks ask.
+
+        Within a step, before the gradients are shared: a collective of its own, for methods that cannot do without.
+
+        Args:
+            like: tensors of the layouts that all ranks take.
+
+        Returns:
+            floats to be read before tensors of these shapes are shared again.
+        """
+        return list(tensors) if self.ranks is None else self.ranks.exchange(tensors, self.share, like)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_cuda import CUDA, fake_cuda, kernel_name
-from test_device_step import METHODS, PRECISIONS, STORES
+from test_device_step import METHODS, OWN_KERNELS, PRECISIONS, stores_of
 
 from apart_fast import Apart, build_model
 from apart_fast.kernels import Crops
@@ -50,7 +50,7 @@ def train_a_step(size, method="apart", amp=torch.bfloat16, store=torch.float16, 
         model = build_model("preact_resnet18", 10, in_channels=channels, image_size=(height, width), width=0.0625)
     model = model.to(memory_format=torch.channels_last)
     scaler = torch.amp.GradScaler("cuda") if amp == torch.float16 else None
-    options = dict(omega_dtype=store) if get_method(method).start == "memory" else {}
+    options = dict(omega_dtype=store) if get_method(method).maps else {}
     apart = Apart(
         model, n, (height, width, channels), padding=padding, method=method, amp=amp, scaler=scaler, points=points,
         **options,
@@ -79,9 +79,9 @@ def train_a_step(size, method="apart", amp=torch.bfloat16, store=torch.float16, 
 def trainings():
     """Every method, precision, store, kind of point, and size of image."""
     for method in METHODS:
-        for amp in PRECISIONS:
-            remembers = get_method(method).start == "memory"
-            for store in STORES if remembers else STORES[:1]:
+        few = None if method in OWN_KERNELS else 1  # precisions and stores
+        for amp in PRECISIONS[:few]:
+            for store in stores_of(method)[:few]:
                 yield CIFAR, dict(method=method, amp=amp, store=store, ema=store == torch.int8)
     for amp in PRECISIONS:
         yield CIFAR, dict(amp=amp, points=PLAIN)

@@ -1,6 +1,8 @@
 """The device's part of a step, on a CUDA device that computes nothing: a wait for it, or a mix of devices, fails."""
 
 import warnings
+from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -18,11 +20,14 @@ from apart_fast.measure.arithmetic import floor
 from apart_fast.step import transfer
 from apart_fast.step.methods import get_method
 from apart_fast.step.optimizer import SGD
+from apart_fast.training.accumulate import Accumulation
 from apart_fast.training.average import WeightAverage
 from apart_fast.training.totals import Totals
 from apart_fast.training.trainer import Trainer
 
-METHODS = ("apart", "fgsm+", "fgsm", "fgsm-rs", "n-fgsm", "pgd-2", "atta-2", "standard")
+OWN_KERNELS = ("apart", "fgsm+", "fgsm", "fgsm-rs", "n-fgsm", "pgd-2", "atta-2", "standard")
+METHODS = (*OWN_KERNELS, "apart+mse", "apart+js")  # the others launch no further ones
+METHODS += ("fgsm-pgi", "fgsm-mep-cs", "fgsm-rs-cs", "fgsm-uap", "fgsm-cuap", "liet", "trades-2", "awp-pgd-2")
 PRECISIONS = (torch.bfloat16, torch.float16, None)
 STORES = (torch.float16, torch.int8, torch.float32)
 
@@ -47,22 +52,28 @@ def batch_of(n, indices=True):
 def parts(model, method="apart", amp=torch.bfloat16, store=torch.float16, ema=True, points=("2:output", "5:output")):
     """What `Trainer._device_step` uses, on the device."""
     scaler = torch.amp.GradScaler("cuda") if amp == torch.float16 else None
-    options = dict(omega_dtype=store) if get_method(method).start == "memory" else {}
+    options = dict(omega_dtype=store) if get_method(method).maps else {}
     apart = Apart(model, 50, (12, 12, 3), padding=2, method=method, amp=amp, scaler=scaler, points=points, **options)
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
     average = WeightAverage(model, 0.9) if ema else None
     if average is not None:
         average.follow(optimizer)
-    return SimpleNamespace(
+    made = SimpleNamespace(
         apart=apart, optimizer=optimizer, scaler=scaler, average=average, totals=Totals(CUDA), model=model
     )
+    made.accumulation, made._update = None, partial(Trainer._update, made)
+    return made
+
+
+def stores_of(method):
+    """How its memory can be stored; a momentum takes no integers."""
+    return {0: STORES[:1], 1: STORES, 2: [s for s in STORES if s.is_floating_point]}[get_method(method).maps]
 
 
 def cases():
     for i, method in enumerate(METHODS):
         for k, amp in enumerate(PRECISIONS):
-            remembers = get_method(method).start == "memory"
-            for store in STORES if remembers else STORES[:1]:
+            for store in stores_of(method):
                 yield pytest.param(
                     method, amp, store, (i + k) % 2 == 0, id=f"{method} {amp} {store}".replace("torch.", "")
                 )
@@ -72,6 +83,7 @@ def cases():
 def test_a_step_neither_waits_nor_mixes_devices(method, amp, store, ema):
     with fake_cuda() as cuda:
         made = parts(small_network(), method, amp, store, ema)
+        made.apart.start_epoch(2)  # random starts of examples, open gates
         Trainer._device_step(made, batch_of(8))  # with the checks of rows and offsets, as before a capture
         Trainer._device_step(made, batch_of(5))
         cuda.launches.clear()
@@ -80,10 +92,31 @@ def test_a_step_neither_waits_nor_mixes_devices(method, amp, store, ema):
         assert cuda.launches["start"] == 1
         assert cuda.launches["update"] == 1 + made.apart.method.learned  # of the step sizes
         assert made.optimizer.averaged == ema
-        assert cuda.launches["update_omega"] == cuda.launches["learned_step"] == (method in ("apart", "fgsm+"))
-        assert cuda.launches["relu_capture_sign"] == cuda.launches["relu_sign_dot"] == 2 * (method == "apart")
-        assert cuda.launches["projected_step"] == made.apart.method.steps * (not made.apart.method.learned)
+        row = made.apart.method
+        assert cuda.launches["update_omega"] == row.learned
+        assert cuda.launches["learned_step"] == (row.learned or row.from_start)
+        assert cuda.launches["relu_capture_sign"] == cuda.launches["relu_sign_dot"] == 2 * row.blocks
+        assert cuda.launches["projected_step"] == row.steps * (row.move == "fixed")
         assert all(p.grad.device == CUDA and p.grad.dtype == torch.float32 for p in made.model.parameters())
+
+
+@pytest.mark.parametrize("amp", PRECISIONS)
+def test_gradients_are_summed_within_a_capture_and_applied_after_it(amp):
+    with fake_cuda() as cuda:
+        made = parts(small_network(), amp=amp)
+        made.accumulation = Accumulation(2, made.model, made.apart.sizes)
+        for captured in (False, False, True, True):
+            with cuda.capture() if captured else nullcontext():
+                Trainer._device_step(made, batch_of(8))
+            if made.accumulation.full(8, last=False):
+                cuda.launches.clear()
+                made.accumulation.take_means()
+                made.apart.sizes.step(made.scaler)
+                made._update()
+                made.accumulation.clear()
+                assert cuda.launches["update"] == 2 and made.optimizer.averaged  # weights, and step sizes
+                cuda.launches.clear()
+            assert cuda.launches["update"] == 0
 
 
 def test_the_released_network_neither_waits_nor_mixes_devices():

@@ -6,11 +6,10 @@ from unittest import mock
 import pytest
 import torch
 from fake_cuda import CUDA, fake_cuda
-from test_device_step import METHODS, PRECISIONS, STORES, batch_of, parts, small_network
+from test_device_step import METHODS, PRECISIONS, batch_of, parts, small_network, stores_of
 
 from apart_fast import kernels
 from apart_fast.kernels import KERNELS, dispatch
-from apart_fast.step.methods import get_method
 from apart_fast.training.trainer import Trainer
 
 
@@ -26,7 +25,7 @@ def captured_step(cuda, made):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("amp", PRECISIONS)
 def test_the_twins_launch_no_kernel_and_can_be_captured(method, amp):
-    for store in STORES if get_method(method).start == "memory" else STORES[:1]:
+    for store in stores_of(method):
         with fake_cuda() as cuda:
             kernels.use("torch")
             assert captured_step(cuda, parts(small_network(), method, amp, store)) == set()

@@ -122,7 +122,7 @@ def test_a_graphed_step_is_timed_whole_and_its_phases_without_the_graph(settings
         replays.append(len(batch))
         execution.device_step(batch)
 
-    def capture(function):
+    def capture(function, generators):
         captured.append(function)
         return function, None
 

@@ -12,7 +12,9 @@ from apart_fast.parallel.exchange import Exchange
 from apart_fast.step.optimizer import SGD
 from apart_fast.step.ranks import Ranks
 
-METHODS = ("apart", "fgsm+", "fgsm", "fgsm-rs", "n-fgsm", "pgd-2", "atta-2", "standard")
+METHODS = ("apart", "fgsm+", "fgsm", "fgsm-rs", "n-fgsm", "pgd-2", "atta-2", "standard", "apart+mse")
+METHODS += ("fgsm-pgi", "fgsm-mep-cs", "fgsm-rs-cs", "fgsm-uap", "fgsm-cuap", "trades-2", "awp-pgd-2")
+FIRST = 2  # epoch: the first in which a gate is open
 N, BATCH, EPOCHS, SIZE = 41, 12, 2, 12  # four steps an epoch, the last of five images
 WORLDS = (2, 3)
 
@@ -58,7 +60,7 @@ def loader_of(rank: int, world: int):
 def trained(method: str, norm: str, loader, ranks: Ranks | None, batches) -> dict:
     """What training on `batches(epoch)` leaves."""
     model = network(norm)
-    points = {"points": ["2:output", "5:output"]} if method == "apart" else {}
+    points = {"points": ["2:output", "5:output"]} if method.startswith("apart") else {}
     apart = Apart(
         model, loader.num_examples, (SIZE, SIZE, 3), padding=2, method=method, dtype=torch.float64, eta=1e-3, decay=2.0,
         seed=5, ranks=ranks, label_smoothing=0.1, **points,
@@ -66,7 +68,7 @@ def trained(method: str, norm: str, loader, ranks: Ranks | None, batches) -> dic
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
     results = []
     for epoch in range(EPOCHS):
-        apart.start_epoch(epoch)
+        apart.start_epoch(FIRST + epoch)
         for batch in batches(epoch):
             optimizer.zero_grad()
             if len(batch):
@@ -76,6 +78,7 @@ def trained(method: str, norm: str, loader, ranks: Ranks | None, batches) -> dic
             optimizer.step()
             results.append(torch.stack([result.loss, result.start_loss, result.correct.double()]))
     memory = {} if apart.memory is None else {"memory": apart.memory.contents()}
+    memory |= {name: t for name, t in apart.state_dict().items() if name in ("gate", "shared", "shared_momentum")}
     return {
         "network": model,
         "model": model.state_dict(),

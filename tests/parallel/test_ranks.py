@@ -41,7 +41,7 @@ def together(world):
 
 def assert_alike(mine, alone):
     """Of what a rank and one process have: step sizes, losses and weights are the same."""
-    for name in ("sizes", "results"):
+    for name in {"sizes", "results", "gate", "shared", "shared_momentum"} & mine.keys():
         torch.testing.assert_close(mine[name], alone[name], rtol=0, atol=1e-10)
     for name, value in alone["model"].items():
         torch.testing.assert_close(mine["model"][name], value, rtol=0, atol=1e-10)

@@ -34,7 +34,8 @@ def perturbed(apart, images, labels, indices, **where):
     return images / 255.0, seen[0]
 
 
-ALL = ["standard", "fgsm", "fgsm-rs", "n-fgsm", "pgd-3", "atta-2", "fgsm+", "apart"]
+ALL = ["standard", "fgsm", "fgsm-rs", "n-fgsm", "pgd-3", "atta-2", "fgsm+", "apart", "apart+mse", "apart+js"]
+ALL += ["fgsm-pgi", "fgsm-mep-cs", "fgsm-rs-cs", "fgsm-uap", "fgsm-cuap", "liet", "trades-3", "awp-pgd-2"]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -46,14 +47,14 @@ def test_every_method_stays_in_its_ball(name):
     if apart.memory is not None:
         apart.memory.store.uniform_(-1, 1, generator=apart.generator)
     x, x1 = perturbed(apart, *data())
-    bound = {"standard": 0.0, "n-fgsm": 3 * eps}.get(name, eps)
+    bound = {"standard": 0.0, "n-fgsm": 3 * eps, "fgsm-rs-cs": 2 * eps}.get(name, eps)
     assert (x1 - x).abs().max() <= bound + 1e-6
     assert (x1 - x).abs().max() >= 0.9 * bound
     assert x1.min() >= 0 and x1.max() <= 1
     assert len(ALL) == len(METHODS)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "fgsm-rs", "n-fgsm", "pgd-4"])
+@pytest.mark.parametrize("name", ["fgsm", "fgsm-rs", "n-fgsm", "pgd-4", "fgsm-rs-cs", "awp-pgd-2"])
 def test_the_perturbation_raises_the_loss(name):
     apart = Apart(tiny(), 6, SHAPE, eps=0.02, method=name)
     result = apart.step(*data())
@@ -494,8 +495,8 @@ def test_arguments_that_make_no_sense_are_told(arguments, line):
 @pytest.mark.parametrize(
     ("fields", "line"),
     [
-        (dict(start="noise"), "start is 'noise': give none, zero, uniform, memory"),
-        (dict(remembers="all"), "remembers is 'all'"),
+        (dict(start="noise"), "start is 'noise': give none, zero, uniform, normal, memory"),
+        (dict(remembers="each"), "remembers is 'each'"),
         (dict(steps=1.5), "steps 1.5 is not an integer"),
         (dict(steps=10**6), "steps 1000000 is too large"),
         (dict(start_size=float("nan")), "start_size nan is not a finite number"),

@@ -44,9 +44,10 @@ def uncrop(into, values, offset, flip):
 
 
 class PlainApart:
-    """Steps 1 to 7, with autograd for every gradient and a loop over the images."""
+    """Steps 1 to 7, with autograd for every gradient and a loop over the images; `tie` is added to pass 2's loss."""
 
-    def __init__(self, model, omega, step_sizes, decay, eta, lr, weight_decay):
+    def __init__(self, model, omega, step_sizes, decay, eta, lr, weight_decay, tie=lambda z1, z0: 0):
+        self.tie = tie
         self.model, self.omega = model, omega
         self.sizes = [s.clone().requires_grad_() for s in step_sizes]
         self.velocity = [torch.zeros_like(s) for s in self.sizes]
@@ -66,8 +67,8 @@ class PlainApart:
 
         d0 = (alpha_omega * omega).clamp(-EPS, EPS)
         x0 = (x + d0).clamp(0, 1).detach().requires_grad_()
-        logits, activations = plain_forward(self.model, x0)
-        start_loss = F.cross_entropy(logits, labels)
+        z0, activations = plain_forward(self.model, x0)
+        start_loss = F.cross_entropy(z0, labels)
         g0, *h = torch.autograd.grad(start_loss, [x0, *activations])
         d1 = (d0 + alpha * g0.sign()).clamp(-EPS, EPS)
         x1 = (x + d1).clamp(0, 1)
@@ -78,7 +79,7 @@ class PlainApart:
         self.model.zero_grad()
         for s in self.sizes:
             s.grad = None
-        loss.backward()
+        (loss + self.tie(logits, z0.detach())).backward()
 
         with torch.no_grad():
             moved = (omega + alpha / (alpha_omega + 1e-7) * x1.grad.sign()).clamp(-1, 1)
@@ -99,12 +100,26 @@ def relative(a, b):
     return ((a - b).norm() / b.norm().clamp_min(1e-300)).item()
 
 
-def setting(dtype, decay, seed=0):
+def js(z1, z0):
+    p, q = z1.softmax(1), z0.softmax(1)
+    m = (p + q) / 2
+    return ((p * (p / m).log()).sum() + (q * (q / m).log()).sum()) / 2 / len(p)
+
+
+TIES = {  # of a first epoch of 100
+    "apart": lambda z1, z0: 0,
+    "apart+mse": lambda z1, z0: 10 * ((z1 - z0) ** 2).mean(),
+    "apart+js": lambda z1, z0: js(z1, z0),
+}
+
+
+def setting(dtype, decay, seed=0, method="apart"):
     torch.manual_seed(seed)
     model = build_model("preact_resnet18", 5, image_size=(H, W), width=0.125).to(dtype)
     apart = Apart(
-        model, N, (H, W, C), padding=PAD, eps=EPS, eta=2e-6, decay=decay, dtype=dtype, omega_dtype=dtype, seed=seed
-    )
+        model, N, (H, W, C), padding=PAD, eps=EPS, eta=2e-6, decay=decay, dtype=dtype, omega_dtype=dtype, seed=seed,
+        method=method,
+    )  # fmt: skip
     # sizes at which every clamp and mask is at work, and no tie among the bounds
     apart.alpha, apart.alpha_omega = 0.0123, 0.0347
     apart.alpha_blocks = torch.linspace(0.003, 0.02, len(apart.points), dtype=dtype)
@@ -117,6 +132,7 @@ def setting(dtype, decay, seed=0):
         eta=2e-6,
         lr=0.05,
         weight_decay=2e-4,
+        tie=TIES[method],
     )
     images = torch.randint(1, 255, (N, H, W, C), dtype=torch.uint8)
     return model, apart, plain, images, torch.randint(0, 5, (N,))
@@ -127,9 +143,11 @@ def draw(batch, generator):
     return torch.tensor(batch), offsets, torch.rand(len(batch), generator=generator) < 0.5
 
 
-@pytest.mark.parametrize("decay", [400.0, 1200.0])
-def test_eight_steps_agree_with_autograd_in_float64(decay):
-    model, apart, plain, images, labels = setting(torch.float64, decay)
+@pytest.mark.parametrize(
+    ("method", "decay"), [("apart", 400.0), ("apart", 1200.0), *((m, 1200.0) for m in [*TIES][1:])]
+)
+def test_eight_steps_agree_with_autograd_in_float64(method, decay):
+    model, apart, plain, images, labels = setting(torch.float64, decay, method=method)
     optimizer = SGD(model.parameters(), lr=0.05, weight_decay=2e-4)
     triangle, generator = Triangle(8), torch.Generator().manual_seed(1)
     for step in range(8):
