@@ -6,10 +6,13 @@ Each rank takes `--batch` images: more ranks do more work in the same time (weak
 all ranks without a word to each other, all with the flat all-reduce of `apart_fast/parallel/exchange.py`, and all with
 DistributedDataParallel around pass 2, which overlaps its all-reduces with that backward. On a CPU each rank has one
 thread (torchrun sees to it).
+
+Beside it stands what `apart-fast plan` predicts of the same ranks, given three rates that are measured here: a copy on
+all ranks at once, an all-reduce of one large buffer, and the arithmetic of rank 0 alone in the step that was timed.
 """
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,17 +23,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from apart_fast import Apart, build_model
 from apart_fast.device import keep_freed_memory
+from apart_fast.errors import UserError
 from apart_fast.files import atomic_write, expand_paths, to_json
 from apart_fast.kernels import Crops
 from apart_fast.measure.interleave import interleave
 from apart_fast.parallel.exchange import Exchange
 from apart_fast.parallel.world import world
+from apart_fast.plan.counting import count_network
+from apart_fast.plan.make import make_plan
+from apart_fast.plan.settings import PlanConfig
+from apart_fast.plan.step import ring_bytes
 from apart_fast.precision import has_bfloat16
 from apart_fast.runs.environment import environment
 from apart_fast.step.losses import CrossEntropy
 from apart_fast.step.optimizer import SGD
 from apart_fast.step.ranks import Ranks
 
+BUFFER = 2**24  # numbers of a copy and of an all-reduce
 ALONE, SILENT, FLAT, DDP = "rank 0 alone", "all, silent", "all, one flat all-reduce", "all, DDP around pass 2"
 
 
@@ -104,6 +113,46 @@ def training(kind: str, config: Config, device: torch.device, rank: int, size: i
     return step
 
 
+def rates(device: torch.device, size: int) -> tuple[float, float]:
+    """Bytes a second that a copy reads and writes while all ranks copy, and that each sends in a ring all-reduce."""
+    source = torch.zeros(BUFFER, device=device)
+    target = torch.zeros_like(source)
+
+    def copied() -> None:
+        dist.barrier()
+        target.copy_(source)
+
+    runs = {"copy": copied, "all-reduce": lambda: dist.all_reduce(target)}
+    timings = interleave(runs, rounds=9, warm_up=2, device=device)
+    return 2 * source.nbytes / timings.median("copy"), ring_bytes(size, BUFFER) / timings.median("all-reduce")
+
+
+def predicted(config: Config, device: torch.device, size: int, alone: float, copy: float, sent: float) -> dict:
+    """What `apart-fast plan` says of these ranks.
+
+    Args:
+        alone: seconds of a step of one rank, the others idle.
+        copy, sent: `rates`.
+    """
+    asked = PlanConfig(
+        images=config.batch * size, width=config.width, batch_size=config.batch * size, gpus=size, gpus_per_host=size,
+        device_kind="cpu" if device.type == "cpu" else PlanConfig.device_kind, memory_rate=copy, nvlink=sent,
+    )  # fmt: skip
+    network = count_network(asked)
+    one = make_plan(replace(asked, images=config.batch, batch_size=config.batch, gpus=1, gpus_per_host=1), network)
+    arithmetic = alone - one.step.seconds["memory"]
+    if arithmetic <= 0:
+        raise UserError("a step is quicker than its traffic at the copy's rate: the machine is busy, try again")
+    plan = make_plan(replace(asked, flops=one.step.flops / arithmetic), network)
+    return {
+        "given": {"flops": plan.config.flops, "memory_rate": copy, "nvlink": sent},
+        "seconds": plan.step.total,
+        "images_per_second": plan.images_per_second,
+        "communication": plan.step.seconds["network"] / plan.step.total,
+        "bytes_sent_by_a_rank": plan.step.network,
+    }
+
+
 def main(config: Config) -> None:
     with world(config.device) as us:
         device = torch.device("cpu") if dist.get_backend() == "gloo" else torch.device("cuda", us.local_rank)
@@ -111,8 +160,11 @@ def main(config: Config) -> None:
             keep_freed_memory()
         runs = {kind: training(kind, config, device, us.rank, us.size) for kind in (ALONE, SILENT, FLAT, DDP)}
         timings = interleave(runs, rounds=config.rounds, warm_up=2, device=device)
+        copy, sent = rates(device, us.size)
         if not us.first:
             return
+        plan = predicted(config, device, us.size, timings.median(ALONE), copy, sent)
+        communication = {kind: 1 - timings.ratio(SILENT, kind).median for kind in (FLAT, DDP)}
         images = {kind: config.batch * (1 if kind == ALONE else us.size) / timings.median(kind) for kind in runs}
         found = {
             "command": f"torchrun --nproc-per-node {us.size} -m benchmarks.scaling",
@@ -127,13 +179,16 @@ def main(config: Config) -> None:
             },  # times the number of ranks: how many times the images
             "silent_over": {kind: asdict(timings.ratio(SILENT, kind)) for kind in (FLAT, DDP)},
             "flat_over_ddp": asdict(timings.ratio(FLAT, DDP)),
+            "communication": communication,  # share of a step
+            "plan": plan,
             "seconds": timings.seconds,
             "environment": environment(),
         }
         for kind, rate in images.items():
             print(f"{kind:26} {rate:8.1f} images/s, {rate / images[ALONE]:.2f} times one rank")
-        print(f"communication: {1 - timings.ratio(SILENT, FLAT).median:.1%} of a step (flat), ", end="")
-        print(f"{1 - timings.ratio(SILENT, DDP).median:.1%} (DDP); flat / DDP {timings.ratio(FLAT, DDP)}")
+        print(f"communication: {communication[FLAT]:.1%} of a step (flat), {communication[DDP]:.1%} (DDP); ", end="")
+        print(f"flat / DDP {timings.ratio(FLAT, DDP)}")
+        print(f"apart-fast plan: {plan['images_per_second']:.1f} images/s, communication {plan['communication']:.1%}")
         if config.out is not None:
             atomic_write(config.out, to_json(found))
 
