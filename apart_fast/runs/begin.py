@@ -5,6 +5,7 @@ What needs torch, a device or data is checked where the work begins, with the sa
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from apart_fast.errors import UserError
@@ -41,6 +42,9 @@ def begin(config: TrainConfig) -> tuple[RunFolder, TrainConfig, bool]:
     if config.resume is None:
         if config.init_from is not None and config.init_from != PRETRAINED:
             find_origin(config.init_from)
+        missing = next((name for name in config.log if find_spec(name) is None), None)
+        if missing is not None:
+            raise UserError(f"--log {missing} needs the package {missing}: pip install 'apart_fast[{missing}]'")
         folder = RunFolder.choose(config)
     else:
         folder, saved = RunFolder.open(config.resume)

@@ -16,14 +16,18 @@ from apart_fast.step.methods import METHODS, get_method
 from apart_fast.step.schedules import SCHEDULES, check_schedule
 from apart_fast.units import check_settings, parse_eps
 
+LOGGERS = ("tensorboard", "wandb", "trackio")  # the last two are extras
+
 if TYPE_CHECKING:
     RecipeName = str
     LoaderName = str
     ScheduleName = str
+    LoggerName = str
 else:  # the flags take the names of the tables
     RecipeName = Literal[*RECIPES]
     LoaderName = Literal[*LOADER_NAMES]
     ScheduleName = Literal[*SCHEDULES]
+    LoggerName = Literal[*LOGGERS]
 
 # for the help
 DATASETS = (
@@ -46,7 +50,7 @@ OF_ONE_RUN = ("out", "resume", "config", "dry_run", "profile")
 
 # fields that JSON has as text and as lists
 PATHS = ("data_dir", "cache_dir", "init_from", "out", "resume", "config")
-LISTS = ("points", "milestones")
+LISTS = ("points", "milestones", "log")
 
 # what a resumed run may set anew
 MOVABLE = ("data_dir", "cache_dir", "download", "device", "kernels", "workers", "progress")
@@ -180,6 +184,9 @@ class TrainConfig(DataSettings):
     """Judge the last and the best weights on the test set at the end (clean and PGD-20)."""
     log_every: int = 20
     """Steps between updates of the progress bar and TensorBoard."""
+    log: tuple[LoggerName, ...] = ("tensorboard",)
+    """Where the figures go besides the run's own files: TensorBoard (always), wandb, trackio; their environment
+    variables count (WANDB_MODE=offline)."""
     progress: bool = True
     """Show progress bars (never shown where the output is not a terminal)."""
 
@@ -273,7 +280,7 @@ def typed(values: dict[str, Any]) -> dict[str, Any]:
         if field.name in PATHS and field.name in values:
             made[field.name] = Path(values[field.name]) if values[field.name] else field.default
         elif field.name in LISTS and field.name in values:
-            made[field.name] = tuple(values[field.name]) if values[field.name] else None
+            made[field.name] = tuple(values[field.name]) if values[field.name] else field.default
         elif field.type is float and field.name in values:
             made[field.name] = float(values[field.name])
     return made

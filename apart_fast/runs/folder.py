@@ -19,7 +19,7 @@ from apart_fast.runs.json_files import Object, Record, Summary, is_file, parse, 
 LAST_EPOCH = 10**9  # no run has more
 MADE = (  # what a run writes, apart from TensorBoard's files, whose names are new each time
     *("config.json", "environment.json", "metrics.jsonl", "last.pt", "last.previous.pt", "best.pt", "weights", "ranks"),
-    *("summary.json", "curves.png", "perturbations.png", "card.json", "report.html"),
+    *("log.json", "summary.json", "curves.png", "perturbations.png", "card.json", "report.html"),
 )
 
 

@@ -1,48 +1,49 @@
-"""What a run shows while it trains: a bar, a line an epoch, TensorBoard."""
+"""What a run shows while it trains: a bar, a line an epoch, logs."""
 
 import time
-from pathlib import Path
 from types import TracebackType
 
 import torch
 from tqdm import tqdm
 
 from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.folder import RunFolder
 from apart_fast.step.apart import Apart
-from apart_fast.training.events import Events
+from apart_fast.training.loggers import Logs
 from apart_fast.training.readback import Readback
 from apart_fast.training.totals import Totals, means
 
 
 class Display:
-    """A context manager: the file of TensorBoard's events is open as long as it.
+    """A context manager, which closes the logs.
 
     Args:
-        folder: of TensorBoard's events; None: there are none.
+        folder: of the run, for its logs; None: there are none.
         steps: steps in an epoch.
         purge_step: of TensorBoard's events, those from this step on are written again.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path | None, steps: int, purge_step: int):
+    def __init__(self, config: TrainConfig, folder: RunFolder | None, steps: int, purge_step: int):
         self._config, self._steps = config, steps
-        self._events = Events(folder, purge_step)
+        self._logs = Logs(config, folder, purge_step)
 
     def __enter__(self) -> "Display":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._events.close()
+        self._logs.close()
 
     def bar(self, epoch: int, first: int) -> "EpochBar":
         """The bar of `epoch` (from 0), whose next step is `first` (from 0); a context manager."""
-        return EpochBar(self._config, self._events, epoch, self._steps, first)
+        return EpochBar(self._config, self._logs, epoch, self._steps, first)
 
     def epoch(self, record: dict, global_step: int) -> None:
         """Show a line of metrics.jsonl, written after `global_step` steps."""
+        values: dict[str, float] = {}
         for name, value in record.items():
-            values = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
-            for key, number in values.items():
-                self._events.scalar(f"epoch/{key}", float(number), global_step)  # purged with the steps
+            each = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
+            values |= {f"epoch/{key}": float(number) for key, number in each.items()}
+        self._logs.values(values, global_step)  # TensorBoard's are purged with the steps
         words = [f"epoch {record['epoch']:>3}", f"loss {record['loss']:.3f}", f"acc {record['train_accuracy']:.1%}"]
         words += [f"{name} {record[name]:.4f}" for name in ("alpha", "alpha_omega") if name in record]
         words += [
@@ -57,8 +58,8 @@ class Display:
 class EpochBar:
     """The bar of an epoch, with the newest figures that have arrived from the device: nobody waits for them."""
 
-    def __init__(self, config: TrainConfig, events: Events, epoch: int, steps: int, first: int):
-        self._config, self._events = config, events
+    def __init__(self, config: TrainConfig, logs: Logs, epoch: int, steps: int, first: int):
+        self._config, self._logs = config, logs
         self._begin, self._first = epoch * steps, first
         self._left = (config.epochs - epoch) * steps  # of the run, at the start of the epoch
         self._readback, self._began = Readback(), time.perf_counter()
@@ -102,6 +103,5 @@ class EpochBar:
             + f", {speed * self._config.batch_size:,.0f} img/s, "
             + f"run ends in {tqdm.format_interval((self._left - done) / speed)}"
         )
-        for name, value in values.items():
-            self._events.scalar(f"step/{name}", value, step)
+        self._logs.values({f"step/{name}": value for name, value in values.items()}, step)
         return sums

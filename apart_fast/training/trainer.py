@@ -108,8 +108,8 @@ class Trainer:
             stack.enter_context(self.signals)
             stack.enter_context(self.keeper)
             stack.callback(self.loader.close)
-            events = self.folder.path / "tensorboard" if self.us.first else None
-            display = stack.enter_context(Display(config, events, len(self.loader), self.global_step))
+            shown = self.folder if self.us.first else None
+            display = stack.enter_context(Display(config, shown, len(self.loader), self.global_step))
             while progress.epoch < config.epochs:
                 record, seconds = self._train_epoch(display)
                 record |= self.watch(record["epoch"])
@@ -145,7 +145,7 @@ class Trainer:
         """What is recorded of the epoch in hand, and the seconds that the part of it done here took."""
         progress, epoch, steps = self.progress, self.progress.epoch, len(self.loader)
         self.model.train()
-        self.apart.start_epoch(epoch, progress.step)
+        self.apart.start_epoch(epoch, progress.step, self.config.epochs)
         began, first, stopping, due = time.perf_counter(), progress.step, False, False
         self.energy.start()
         with display.bar(epoch, first) as bar, closing(self.loader.epoch(epoch, start=first)) as batches:
