@@ -65,9 +65,21 @@ def _what(stored: Stored) -> str:
     return (
         f"{trained} on {_text(stored.dataset)}; {stored.what}, after epoch {stored.epoch}. It takes float32 pixels in "
         f"[0, 1], [B, {channels}, {height}, {width}], with any normalisation inside, and gives logits "
-        f"[B, {len(stored.classes)}].\n\nClasses: {names}{more}.\n\n"
+        f"[B, {len(stored.classes)}].{_resized(stored)}\n\nClasses: {names}{more}.\n\n"
         "For research on adversarial robustness; not a safety component.\n"
     )
+
+
+def _resized(stored: Stored) -> str:
+    to = stored.reading.resizing
+    if to is None:
+        return ""
+    how = {
+        "crop": "short side resized, then the middle cut out",
+        "pad": "long side resized, the rest black",
+        "squash": "both sides resized",
+    }
+    return f" Pictures were brought to {to.size}x{to.size} ({how.get(to.how, to.how)}; bilinear, antialiased)."
 
 
 def _figures(found: list[Figure]) -> str:

@@ -58,17 +58,18 @@ def _public(value: Any) -> Any:
 
 
 def figures(card: dict[str, Any]) -> list[Figure]:
-    """The figures in a card that `given_away` has made; those of a further evaluation take the place of others."""
+    """The figures in a card that `given_away` has made; of two of the same kind the one on more images."""
     evaluation = card.get("evaluation")
     if not isinstance(evaluation, dict):
         return []
     test = evaluation.get("test")
-    found = {}
+    found: dict[str, Figure] = {}
     for judged, kind in (*((one, Judged) for one in (test.values() if isinstance(test, dict) else ())),
                          (evaluation.get("further"), Evaluation)):  # fmt: skip
         if isinstance(judged, dict) and misfit(judged, kind) is None and "eps" in judged:
             for figure in _of(judged):
-                found[figure.words] = figure
+                if figure.words not in found or figure.n >= found[figure.words].n:
+                    found[figure.words] = figure
     return list(found.values())
 
 

@@ -10,8 +10,9 @@ class Format(NamedTuple):
     """A format.
 
     Attributes:
-        module: has `write(network, place)`, which writes an empty file or into an empty folder, and
-            `reopen(place)`, which gives a function from pixels to logits that uses what was written and nothing else.
+        module: has `contents(network, licence)`, which gives the bytes of each file that is written, by its path in the
+            folder (of a file alone: by ""), and `reopen(place)`, which gives a function from pixels to logits that uses
+            what was written and nothing else.
         packages: what it takes to write and to open it.
         extra: of pyproject.toml, which has these.
         name: of the file or folder where no other is named; a file that is named has the same ending.

@@ -2,7 +2,6 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +9,6 @@ from torch import Tensor
 from apart_fast.errors import UserError
 from apart_fast.export.stored import Stored
 from apart_fast.loaders import load_dataset, subset
-from apart_fast.loaders.datasets.reading import Reading
 from apart_fast.runs import checkpoint
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
@@ -28,7 +26,6 @@ def find_images(stored: Stored, data_dir: Path | None, cache_dir: Path | None, c
         config = RunFolder.open(stored.file.parent)[1]
     except UserError:  # a checkpoint elsewhere
         config = TrainConfig()
-    how: dict[str, Any] = {} if stored.reading == Reading() else {"reading": stored.reading}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is odd about the data was said in training
@@ -38,7 +35,7 @@ def find_images(stored: Stored, data_dir: Path | None, cache_dir: Path | None, c
                 download=False,
                 progress=False,
                 cache=cache_dir or (config.cache_dir if data_dir is None else None),
-                **how,
+                reading=stored.reading,
             )
             data = checkpoint.check_data(stored.description, data, stored.dataset, stored.file, stored.classes)
     except UserError as error:

@@ -149,7 +149,7 @@ def _of_run(file: Path, in_folder: bool) -> Stored:
     averaged = state.get("average")
     description = dict(state["description"])
     description["image_size"] = tuple(description["image_size"])
-    kind = {folder.best: "best weights"}.get(file, "weights")
+    card = _card(file)
     return Stored(
         file,
         description,
@@ -158,10 +158,18 @@ def _of_run(file: Path, in_folder: bool) -> Stored:
         state["dataset"],
         state.get("method"),
         state["epoch"],
-        "averaged weights" if averaged else kind,
+        _what(file.name, bool(averaged), card),
         reading_of(state),
-        _card(file),
+        card,
     )
+
+
+def _what(name: str, averaged: bool, card: dict[str, Any]) -> str:
+    """Which weights these are, in words."""
+    training = card.get("training")
+    ema = training.get("ema") if isinstance(training, dict) else None
+    best = "best " if name == "best.pt" else ""
+    return f"{best}averaged weights" if averaged or (best and ema) else f"{best}weights"
 
 
 def _names(dataset: str, count: int) -> list[str]:

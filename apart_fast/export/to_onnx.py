@@ -18,12 +18,11 @@ from apart_fast.export.tracing import BATCH, traced
 _LARGEST = 2**31 - 2**20  # bytes of the weights: a protobuf message has at most 2 GiB
 
 
-def write(stored: Stored, place: Path, licence: str) -> None:
-    """Write the file; its metadata entry "apart_fast" holds classes, card and licence as JSON.
+def contents(stored: Stored, licence: str) -> dict[str, bytes]:
+    """The file; its metadata entry "apart_fast" holds classes, card and licence as JSON.
 
     Raises:
         UserError: the network cannot be traced, or is too large for one file.
-        OSError: the file cannot be written.
     """
     if sum(t.nbytes for t in stored.weights.values()) > _LARGEST:
         raise UserError("the network has more than 2 GB, which is too large for an ONNX file: use --to safetensors")
@@ -33,7 +32,7 @@ def write(stored: Stored, place: Path, licence: str) -> None:
         del part.metadata_props[:]  # where this installation lies is nobody's business
     entry = proto.metadata_props.add()
     entry.key, entry.value = KEY, stored.about(licence)
-    place.write_bytes(proto.SerializeToString())
+    return {"": proto.SerializeToString()}
 
 
 def _trace(network: nn.Module, pixels: Tensor) -> Any:

@@ -82,36 +82,33 @@ _NO_BENCHMARK = (
 )
 
 
-def write(stored: Stored, place: Path, licence: str) -> None:
-    """Write the files into an empty folder.
+def contents(stored: Stored, licence: str) -> dict[str, bytes]:
+    """The files of the folder.
 
     Raises:
-        OSError: they cannot be written.
+        UserError: the weights are of another architecture or dtype.
     """
-    stored.plain()  # refuses weights of another architecture or dtype
+    stored.plain()  # refuses other weights
     weights = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in stored.weights.items()}
-    memory = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
+    memory = io.BytesIO()
     torch.save(weights, memory)
-    (place / WEIGHTS).write_bytes(memory.getbuffer())
     version: str = apart_fast.__version__
     source = network_source(stored.description, stored.classes, stored.title, version, WEIGHTS)
-    (place / SOURCE).write_text(source, encoding="utf-8")
+    made = {WEIGHTS: memory.getvalue(), SOURCE: source.encode()}
     info, eps = model_info(stored)
     dataset, (height, width, channels) = BENCHMARKS.get(stored.dataset), stored.image_shape
     benchmark = _NO_BENCHMARK.format(dataset=ascii(stored.dataset))
-    if dataset is not None:
-        file = Path("model_info", dataset, THREAT, f"{name_of(stored)}.json")
-        (place / file).parent.mkdir(parents=True)
-        (place / file).write_text(to_json(info))
-        script = _SCRIPT.format(info=ascii(str(file)), dataset=ascii(dataset), threat=ascii(THREAT), eps=eps)
-        (place / "benchmark.py").write_text(script)
-        benchmark = _BENCHMARK.format(info=file, dataset=dataset)
+    if dataset is None:
+        made["model_info.json"] = to_json(info).encode()
     else:
-        (place / "model_info.json").write_text(to_json(info))
+        file = f"model_info/{dataset}/{THREAT}/{name_of(stored)}.json"
+        script = _SCRIPT.format(info=ascii(file), dataset=ascii(dataset), threat=ascii(THREAT), eps=eps)
+        made |= {file: to_json(info).encode(), "benchmark.py": script.encode()}
+        benchmark = _BENCHMARK.format(info=file, dataset=dataset)
     use = _USE.format(
         channels=channels, height=height, width=width, eps=eps_words(eps).replace("/", " / "), benchmark=benchmark
     )
-    (place / "README.md").write_text(card_page(stored, licence, use, tag="robustbench"), encoding="utf-8")
+    return {**made, "README.md": card_page(stored, licence, use, tag="robustbench").encode()}
 
 
 def name_of(stored: Stored) -> str:
@@ -130,12 +127,15 @@ def model_info(stored: Stored) -> tuple[dict[str, Any], float]:
         for figure in found
         if figure.attack == "clean" or figure.eps == eps
     }
+    training = stored.public_card.get("training")
+    known = isinstance(training, dict) and training.get("init_from", "unknown") is None
+    additional = False if known else None  # weights that it began with may have seen other data
     pgd = [value for attack, value in of.items() if attack.startswith("pgd")]
     return {
         "link": None,
         "name": None,
         "authors": None,
-        "additional_data": False,
+        "additional_data": additional,
         "number_forward_passes": 1,
         "dataset": stored.dataset,
         "venue": None,

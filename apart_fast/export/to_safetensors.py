@@ -9,7 +9,7 @@ from torch import Tensor
 import apart_fast
 from apart_fast.export.card_page import card_page
 from apart_fast.export.find import WEIGHTS
-from apart_fast.export.opening import open_source
+from apart_fast.export.opening import SOURCE, open_source
 from apart_fast.export.source import network_source
 from apart_fast.export.stored import KEY, Stored
 from apart_fast.files import to_json
@@ -37,21 +37,19 @@ print(network.classes, network.card["evaluation"] if network.card else None)
 """
 
 
-def write(stored: Stored, place: Path, licence: str) -> None:
-    """Write the files into an empty folder.
+def contents(stored: Stored, licence: str) -> dict[str, bytes]:
+    """The files of the folder.
 
     Raises:
-        OSError: they cannot be written.
+        UserError: the weights are of another architecture or dtype.
     """
     from safetensors.torch import save
 
-    stored.plain()  # refuses weights of another architecture or dtype
+    stored.plain()  # refuses other weights
     weights = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in stored.weights.items()}
     height, width, channels = stored.image_shape
-    (place / WEIGHTS).write_bytes(save(weights, metadata={KEY: stored.about(licence)}))
     version: str = apart_fast.__version__
     source = network_source(stored.description, stored.classes, stored.title, version, WEIGHTS)
-    (place / "network.py").write_text(source, encoding="utf-8")
     config = {
         "model_type": KEY,
         "architectures": [stored.description["name"]],
@@ -62,6 +60,7 @@ def write(stored: Stored, place: Path, licence: str) -> None:
         "input": "float32 pixels in [0, 1], [B, C, H, W]; normalisation is inside",
         "image_size": [height, width],
         "num_channels": channels,
+        "resizing": stored.reading.resizing,
         "dataset": stored.dataset,
         "method": stored.method,
         "epoch": stored.epoch,
@@ -70,9 +69,13 @@ def write(stored: Stored, place: Path, licence: str) -> None:
         "apart_fast_version": version,
         "card": stored.public_card,
     }
-    (place / "config.json").write_text(to_json(config), encoding="utf-8")
     use = _USE.format(channels=channels, height=height, width=width)
-    (place / "README.md").write_text(card_page(stored, licence, use), encoding="utf-8")
+    return {
+        WEIGHTS: save(weights, metadata={KEY: stored.about(licence)}),
+        SOURCE: source.encode(),
+        "config.json": to_json(config).encode(),
+        "README.md": card_page(stored, licence, use).encode(),
+    }
 
 
 def reopen(place: Path) -> Callable[[Tensor], Tensor]:

@@ -12,19 +12,18 @@ from apart_fast.export.stored import KEY, Stored
 from apart_fast.export.tracing import BATCH, traced
 
 
-def write(stored: Stored, place: Path, licence: str) -> None:
-    """Write the file; `extra_files` of `torch.export.load` finds "apart_fast.json" in it: classes, card, licence.
+def contents(stored: Stored, licence: str) -> dict[str, bytes]:
+    """The file; `extra_files` of `torch.export.load` finds "apart_fast.json" in it: classes, card, licence.
 
     Raises:
         UserError: the network cannot be traced.
-        OSError: the file cannot be written.
     """
     program = traced(stored, _trace, "a torch.export file")
     for node in program.graph.nodes:  # where this installation lies is nobody's business
         node.meta.pop("stack_trace", None)
-    memory = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
+    memory = io.BytesIO()
     torch.export.save(program, memory, extra_files={f"{KEY}.json": stored.about(licence)})
-    place.write_bytes(memory.getbuffer())
+    return {"": memory.getvalue()}
 
 
 def _trace(network: nn.Module, pixels: Tensor) -> torch.export.ExportedProgram:

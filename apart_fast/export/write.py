@@ -32,9 +32,12 @@ def export_network(config: ExportConfig) -> tuple[Stored, Path, Compared, str]:
     images, words = find_images(stored, config.data_dir, config.cache_dir, config.images)
     network = stored.network(torch.device("cpu"))
     how: Any = import_module(wanted.module)
+    contents: dict[str, bytes] = how.contents(stored, config.licence)
     with _fresh_parents(out), (atomic_folder if wanted.folder else atomic_path)(out) as place:
         with telling(out):
-            how.write(stored, place, config.licence)
+            for name, data in contents.items():
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                (place / name).write_bytes(data)
         compared = compare(network, how.reopen(place), images)
     return stored, out, compared, words
 

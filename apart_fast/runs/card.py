@@ -10,7 +10,10 @@ from apart_fast.runs.folder import RunFolder
 from apart_fast.runs.reading import Run
 from apart_fast.step.methods import get_method
 
-SETTINGS = ("recipe", "epochs", "cycle", "batch_size", "lr", "weight_decay", "label_smoothing", "ema", "amp", "seed")
+SETTINGS = (
+    *("recipe", "epochs", "cycle", "schedule", "batch_size", "grad_accum", "lr", "weight_decay", "label_smoothing"),
+    *("ema", "amp", "seed"),
+)
 
 
 def write_card(folder: RunFolder, config: TrainConfig) -> Path:
@@ -34,6 +37,8 @@ def write_card(folder: RunFolder, config: TrainConfig) -> Path:
             "dataset": config.dataset,
             "images": config.train_images,
             "method": asdict(method),
+            # where it lay is nobody's business
+            "init_from": None if config.init_from is None else config.init_from.name,
             "eps": config.eps,
             "passes_per_step": method.passes,
             "seconds": summary["train_seconds"],

@@ -169,7 +169,7 @@ def test_robustbench_has_what_its_benchmark_and_its_json_need(cifar, outside, mo
     assert (fields["dataset"], fields["eps"], fields["clean_acc"], fields["reported"]) == (
         *("cifar10", "8/255", "75.00", "50.00"),
     )
-    assert fields["autoattack_acc"] is None
+    assert fields["autoattack_acc"] is None and fields["additional_data"] is False
     calls = []
 
     def benchmark(model, n_examples, dataset, threat_model, eps, device):
@@ -260,7 +260,7 @@ def test_an_interrupted_export_leaves_nothing(run, tmp_path, monkeypatch, name, 
     if where == "compare":
         monkeypatch.setattr(write, "compare", interrupted)
     else:
-        monkeypatch.setattr(Path, "write_bytes" if name == "torch-export" else "write_text", interrupted)
+        monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_network(ExportConfig(run, name, out=tmp_path / "deep" / "er" / "x.pt2"))
     assert listing(tmp_path) == []

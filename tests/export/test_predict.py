@@ -1,6 +1,7 @@
 """`apart-fast predict`."""
 
 import json
+from dataclasses import asdict
 from importlib.util import find_spec
 
 import numpy as np
@@ -10,7 +11,9 @@ from PIL import Image
 
 from apart_fast import load
 from apart_fast.cli import main
-from apart_fast.loaders.datasets.reading import reading_of
+from apart_fast.export.settings import ExportConfig
+from apart_fast.export.write import export_network
+from apart_fast.loaders.datasets.reading import Reading
 from apart_fast.loaders.datasets.resizing import Resizing, resize
 from apart_fast.runs import checkpoint
 from tests.export.made_runs import make_run
@@ -96,13 +99,15 @@ def test_pictures_are_read_as_those_of_training(run, tmp_path, capsys):
 
 def test_pictures_are_resized_as_those_of_training(run, tmp_path, capsys):
     state = checkpoint.load(run / "best.pt")
-    reading = {"resizing": {"size": 12, "how": "pad"}}
-    assert reading_of({"reading": reading}).resizing == Resizing(12, "pad")
-    checkpoint.save(tmp_path / "best.pt", {**state, "reading": reading})
+    checkpoint.save(tmp_path / "best.pt", {**state, "reading": asdict(Reading(Resizing(12, "pad")))})
     image = draw(tmp_path / "large.png", (40, 25))
     found = json.loads(ask(capsys, tmp_path / "best.pt", tmp_path / "large.png", "--json"))
     wanted = probabilities(run, resize(image, Resizing(12, "pad")))
     assert found["pictures"][0]["probabilities"] == pytest.approx(wanted.tolist(), abs=1e-5)
+    _, out, _, _ = export_network(ExportConfig(tmp_path / "best.pt", "robustbench"))
+    assert (
+        "brought to 12x12 (long side resized, the rest black; bilinear, antialiased)" in (out / "README.md").read_text()
+    )
 
 
 def test_gray_networks_take_gray_pictures(tmp_path, capsys):
