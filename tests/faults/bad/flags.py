@@ -13,6 +13,7 @@ RATE = ("nan", "inf", "-inf", "-1", "")
 EPS = ("8", "-1", "nan", "inf", "x", "", "8/0", "8/255/2", "1e400", "0x10", "1e-400", "/", "8/", "8/255 ")
 TRAIN = {  # flag -> values
     **dict.fromkeys(("epochs", "cycle", "batch-size", "val-every", "log-every", "checkpoint-every"), COUNT),
+    **dict.fromkeys(("milestones", "grad-accum"), COUNT),
     **dict.fromkeys(("val-images", "train-images", "test-images"), COUNT),
     "threads": (*COUNT, "1000000000", "99999999999999999999"),
     "workers": NATURAL,
@@ -25,6 +26,7 @@ TRAIN = {  # flag -> values
     "eps": EPS[:-1],
     "eval-eps": EPS[:-1],
     **dict.fromkeys(("recipe", "loader", "omega-dtype", "omega-device", "amp-dtype", "kernels"), ("x", "")),
+    **dict.fromkeys(("schedule", "schedule-per", "log"), ("x", "")),
     "dataset": ("", "cifar11", LONG, "../data", "mnist"),
     "method": ("", "apartt", LONG, "pgd-0", "pgd--1", "pgd-x", "pgd-", "pgd-1.5", "apart-3",
                "pgd-99999999999999999999"),
@@ -112,6 +114,17 @@ TOGETHER = {
     "a memory that nothing uses": lambda s: s.train("--method", "standard", "--omega-device", "disk"),
     "resume with another setting": lambda s: ["train.py", "--resume", s.stopped(), "--epochs", "9"],
     "resume with another seed": lambda s: ["train.py", "--resume", s.stopped(), "--seed", "9"],
+    "resume with other weights": lambda s: ["train.py", "--resume", s.stopped(), "--init-from", s.finished("other")],
+    "resume with a dry run": lambda s: ["train.py", "--resume", s.stopped(), "--dry-run"],
+    "a dry run and a profile": lambda s: s.train("--dry-run", "--profile"),
+    "a cycle of a cosine": lambda s: s.train("--schedule", "cosine", "--cycle", "3"),
+    "milestones of a triangle": lambda s: s.train("--milestones", "1"),
+    "milestones after the end": lambda s: s.train("--schedule", "multistep", "--milestones", "1000"),
+    "pretrained weights that nobody has": lambda s: s.train("--init-from", "pretrained"),
+    "weights that are none": lambda s: s.train("--init-from", s.file("x.pt", "x")),
+    "settings that are none": lambda s: s.train("--config", s.file("x.yaml", "x")),
+    "settings with an unknown name": lambda s: s.train("--config", s.file("x.yaml", "learning_rate: 1")),
+    "settings and another recipe": lambda s: s.train("--config", s.file("x.yaml", "recipe: demo"), "--recipe", "small"),
     "resume with another folder": lambda s: ["train.py", "--resume", s.stopped(), "--out", "elsewhere"],
     "resume with other data": lambda s: ["train.py", "--resume", s.stopped(), "--data-dir", "nowhere"],
     "a shortened flag": lambda s: s.train("--epo", "1"),
@@ -147,6 +160,9 @@ MAYBE = {
     "a flag twice": ("--seed", "1", "--seed", "2"),
     "lr 1e30": ("--lr", "1e30"),
     "lr 0": ("--lr", "0"),
+    "every schedule's end": ("--schedule", "onecycle", "--schedule-per", "epoch", "--epochs", "1"),
+    "more batches in an update than there are": ("--grad-accum", "1000"),
+    "a dry run": ("--dry-run",),
     "eta 1e30": ("--eta", "1e30"),
     "points without a value": ("--points",),
     "eps 0": ("--eps", "0"),
@@ -173,6 +189,8 @@ def _paths() -> Iterator[tuple[str, object]]:
                        ("the kernel's", "/proc/self"), ("bytes that are not UTF-8", "\udcff\udcfe")):  # fmt: skip
         yield f"data-dir: {name}", lambda s, p=path: s.train(f"--data-dir={p}")
         yield f"resume: {name}", lambda s, p=path: ["train.py", f"--resume={p}"]
+        yield f"init-from: {name}", lambda s, p=path: s.train(f"--init-from={p}")
+        yield f"config: {name}", lambda s, p=path: s.train(f"--config={p}")
         yield f"evaluate: {name}", lambda s, p=path: s.judge(file=p)
         yield f"report: {name}", lambda s, p=path: ["apart-fast", "report", p]
         yield f"analyze: {name}", lambda s, p=path: s.analyse("curves", run=p)
