@@ -43,6 +43,7 @@ def train(settings, out, *flags):
         ["--amp", "--ema", "0.9", "--omega-device", "host"],
         ["--amp", "--amp-dtype", "float16", "--ema", "0.9"],
         ["--amp", "--compile"],
+        ["--amp", "--amp-dtype", "float16", "--ema", "0.9", "--grad-accum", "2", "--schedule", "onecycle"],
         ["--method", "pgd-3", "--loader", "dataloader"],
     ],
     ids=" ".join,
