@@ -73,10 +73,10 @@ def find_labels(features: Features, wanted: str | None, image: str, name: str) -
             raise UserError(
                 f"{name} has several columns that may hold labels ({', '.join(found)}): name one with --label-column"
             )
-    several = [column for column, kind in others.items() if _is_list(kind)]
-    if several:
+    lists = [column for column, kind in others.items() if _is_list(kind)]
+    if lists:
         raise UserError(
-            f"{name} has several labels for a picture ({', '.join(several)}), and a network here gives one: make a "
+            f"{name} has several labels for a picture ({', '.join(lists)}), and a network here gives one: make a "
             "column with one label of each"
         )
     raise UserError(f"{name} has no labels ({_all(features)}): take a data set with a column of them")
@@ -125,16 +125,16 @@ def of_values(name: str, column: str, values: Mapping[str, Sequence[Any]]) -> La
             raise _unlabelled(name, part, column, odd[0], labels[odd[0]], len(odd))
         found[part] = set(labels)
     first, *others = found.values()
-    for other in others:
-        if first != other:
-            raise UserError(
-                f"class {min(first ^ other)!r} is in only one of train and test of {name}: both need the same classes"
-            )
     if len(first) > len(values["train"]) // 2:
         raise UserError(
             f"column {column!r} of {name} has {len(first)} different values in {len(values['train'])} rows, which are "
             "no classes: name another one with --label-column"
         )
+    for other in others:
+        if first != other:
+            raise UserError(
+                f"class {min(first ^ other)!r} is in only one of train and test of {name}: both need the same classes"
+            )
     classes = sorted(first)
     place = {value: i for i, value in enumerate(classes)}
     return Labels(

@@ -59,7 +59,7 @@ def key_of(pieces: Iterable[bytes], to: Resizing | None) -> str:
 
 
 def pictures(
-    key: str, count: int, size: int, files: Callable[[], Iterator[str] | Iterator[Encoded]], to: Resizing | None
+    key: str, count: int, size: int, files: Callable[[], Iterator[str | Encoded]], to: Resizing | None
 ) -> Source:
     """Picture files as a source.
 

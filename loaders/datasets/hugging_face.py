@@ -83,7 +83,7 @@ def load_hugging_face(
                 raise UserError(f"{name} has no column {column!r} in its test split: name splits with the same columns")
         labels = _labels(name, parts, label)
 
-    def files() -> Iterator[str] | Iterator[Encoded]:
+    def files() -> Iterator[str | Encoded]:
         with _quiet(progress), _told(name):
             for part, rows in parts.items():
                 yield from _encoded(rows, image, f"{part} of {name}")
@@ -154,7 +154,7 @@ def _offline() -> Iterator[None]:
     import datasets
     from huggingface_hub import constants
 
-    places = (datasets.config, constants)
+    places: tuple[Any, ...] = (datasets.config, constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
         for place in places:
@@ -220,7 +220,7 @@ def _rows(table: Any, column: str, count: int) -> Iterable[list[Any]]:
     return (part[column].to_pylist() for part in table.with_format("arrow").iter(batch_size=count))
 
 
-def _encoded(part: _Part, column: str, where: str) -> Iterator[Any]:
+def _encoded(part: _Part, column: str, where: str) -> Iterator[str | Encoded]:
     """The pictures of a split: their bytes, or where they lie."""
     number = 0
     for values in _rows(part.table(column), column, _ROWS):

@@ -5,7 +5,7 @@ import pickle
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,7 +74,9 @@ def load_dataset(
         flag = f"--{next(iter(reading.columns)).replace('_', '-')}"
         raise UserError(f"{flag} is for Hugging Face's data sets, and this is {name}: leave it out")
     cache = None if cache is None else expanded(Path(cache))
-    load = partial(DATASETS[kind], download=download, progress=progress, cache=cache, reading=reading)
+    load: Callable[..., Dataset] = partial(
+        DATASETS[kind], download=download, progress=progress, cache=cache, reading=reading
+    )
     return load(expanded(Path(root)), address=address) if colon else load(expanded(Path(root)))
 
 
@@ -115,8 +117,7 @@ def load_known(
     parts = [np.ascontiguousarray(x) for x in (arrays.images, arrays.test_images)]
     to = reading.resizing
     if to is not None and (to.size, to.size) != known.shape[:2]:
-        source = _resized(parts, to)
-        train, test = convert(source, labels, root, name=name, cache=cache, progress=progress)
+        train, test = convert(_resized(parts, to), labels, root, name=name, cache=cache, progress=progress)
     else:
         folder = folder_for(root, cache)
         train, test = (

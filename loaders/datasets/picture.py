@@ -196,7 +196,7 @@ def _as_seen(image: Image.Image, file: BinaryIO, to: Resizing | None) -> Picture
     if turn is not None:
         pixels = pixels.transpose(turn)
     if transparent:
-        if cast(tuple[int, int], pixels.getextrema()[3])[0] < 255:
+        if cast(tuple[tuple[int, int], ...], pixels.getextrema())[3][0] < 255:
             notes.append(TRANSPARENT)
         pixels = _on_white(pixels)
     if to is not None and enlarges(pixels.size, to):

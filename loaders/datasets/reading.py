@@ -38,7 +38,7 @@ class Reading:
     test_split: str | None = None
 
     @property
-    def columns(self) -> dict[str, str]:
+    def columns(self) -> dict[str, Any]:
         """What was said of columns and splits, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
         return {name: value for name, value in named.items() if value is not None}
