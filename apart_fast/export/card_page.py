@@ -39,12 +39,13 @@ def _head(stored: Stored, licence: str, tag: str, found: list[Figure]) -> str:
         "tags": ["image-classification", "adversarial-robustness", "apart_fast", "pytorch", tag],
     }
     hub = {"cifar10": "cifar10", "cifar100": "cifar100", "svhn": "svhn", "fashion-mnist": "fashion_mnist"}
-    if stored.dataset in hub:
-        head["datasets"] = [hub[stored.dataset]]
+    name = hub.get(stored.public_dataset) or stored.public_dataset.removeprefix("hf:").partition(":")[0]
+    if stored.public_dataset in hub or stored.dataset == stored.public_dataset != name:
+        head["datasets"] = [name]
     if found:
         head["metrics"] = ["accuracy"]
         task = {"type": "image-classification"}
-        dataset = {"name": stored.dataset, "type": hub.get(stored.dataset, stored.dataset), "split": "test"}
+        dataset = {"name": stored.public_dataset, "type": name, "split": "test"}
         metrics = [
             {"type": "accuracy", "name": f"accuracy, {figure.words}", "value": round(100 * figure.accuracy, 2)}
             for figure in found
@@ -63,8 +64,8 @@ def _what(stored: Stored) -> str:
     more = f", ... ({len(stored.classes)} in all, in config.json)" if len(stored.classes) > 20 else ""
     trained = f"Trained with {_text(stored.method)}" if stored.method else "Trained"
     return (
-        f"{trained} on {_text(stored.dataset)}; {stored.what}, after epoch {stored.epoch}. It takes float32 pixels in "
-        f"[0, 1], [B, {channels}, {height}, {width}], with any normalisation inside, and gives logits "
+        f"{trained} on {_text(stored.public_dataset)}; {stored.what}, after epoch {stored.epoch}. It takes float32 "
+        f"pixels in [0, 1], [B, {channels}, {height}, {width}], with any normalisation inside, and gives logits "
         f"[B, {len(stored.classes)}].{_resized(stored)}\n\nClasses: {names}{more}.\n\n"
         "For research on adversarial robustness; not a safety component.\n"
     )

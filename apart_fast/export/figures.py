@@ -1,5 +1,6 @@
 """The figures of one network in a card, and a card that may be given away."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,14 @@ def eps_words(eps: float) -> str:
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:.4g}"
 
 
+def public_name(dataset: str) -> str:
+    """The name of a data set, without the folders in which it lies: hf:/home/me/birds is hf:birds."""
+    source, colon, address = dataset.partition(":")
+    if not colon or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?", address):  # a name on the hub
+        return dataset
+    return f"{source}:{Path(address).name}"
+
+
 def given_away(card: dict[str, Any], file: str) -> dict[str, Any]:
     """A card for one network alone: its own figures, and nothing that says where and by whom it was made.
 
@@ -48,7 +57,10 @@ def given_away(card: dict[str, Any], file: str) -> dict[str, Any]:
         evaluation["test"] = {name: test[name]} if isinstance(test, dict) and name in test else {}
         of_it = isinstance(further, dict) and Path(str(further.get("checkpoint", ""))).name == file
         evaluation["further"] = further if of_it else None
-    return _public({**card, "evaluation": evaluation}) if card else {}
+    training = card.get("training")
+    if isinstance(training, dict) and isinstance(training.get("dataset"), str):
+        training = {**training, "dataset": public_name(training["dataset"])}
+    return _public({**card, "training": training, "evaluation": evaluation}) if card else {}
 
 
 def _public(value: Any) -> Any:

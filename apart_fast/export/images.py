@@ -43,4 +43,4 @@ def find_images(stored: Stored, data_dir: Path | None, cache_dir: Path | None, c
         drawn = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(_SEED))
         return drawn, f"drawn pixels, as the test images are not at hand ({str(error).partition(': ')[0]})"
     test = subset(data.test, min(count, len(data.test)))
-    return test.images, f"test images of {stored.dataset}"
+    return test.images, f"test images of {stored.public_dataset}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apart_fast.errors import UserError
-from apart_fast.export.figures import given_away
+from apart_fast.export.figures import given_away, public_name
 from apart_fast.export.find import find_network
 from apart_fast.export.formats import FORMATS, check_installed
 from apart_fast.files import expanded
@@ -98,7 +98,7 @@ class Stored:
             "format": 1,
             "description": self.description,  # type: ignore[typeddict-item]
             "classes": self.classes,
-            "dataset": self.dataset,
+            "dataset": self.public_dataset,
             "method": self.method,
             "epoch": self.epoch,
             "weights": self.what,
@@ -112,7 +112,12 @@ class Stored:
     @property
     def title(self) -> str:
         """What it is, in a few words."""
-        return f"{self.description['name']}, {self.method or 'trained'} on {self.dataset}"
+        return f"{self.description['name']}, {self.method or 'trained'} on {self.public_dataset}"
+
+    @property
+    def public_dataset(self) -> str:
+        """The name of its data set, without the folders in which that lies."""
+        return public_name(self.dataset)
 
     @property
     def public_card(self) -> dict[str, Any]:

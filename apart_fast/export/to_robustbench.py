@@ -97,7 +97,7 @@ def contents(stored: Stored, licence: str) -> dict[str, bytes]:
     made = {WEIGHTS: memory.getvalue(), SOURCE: source.encode()}
     info, eps = model_info(stored)
     dataset, (height, width, channels) = BENCHMARKS.get(stored.dataset), stored.image_shape
-    benchmark = _NO_BENCHMARK.format(dataset=ascii(stored.dataset))
+    benchmark = _NO_BENCHMARK.format(dataset=ascii(stored.public_dataset))
     if dataset is None:
         made["model_info.json"] = to_json(info).encode()
     else:
@@ -137,7 +137,7 @@ def model_info(stored: Stored) -> tuple[dict[str, Any], float]:
         "authors": None,
         "additional_data": additional,
         "number_forward_passes": 1,
-        "dataset": stored.dataset,
+        "dataset": stored.public_dataset,
         "venue": None,
         "architecture": stored.description["name"],
         "eps": eps_words(eps),

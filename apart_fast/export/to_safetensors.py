@@ -61,7 +61,7 @@ def contents(stored: Stored, licence: str) -> dict[str, bytes]:
         "image_size": [height, width],
         "num_channels": channels,
         "resizing": stored.reading.resizing,
-        "dataset": stored.dataset,
+        "dataset": stored.public_dataset,
         "method": stored.method,
         "epoch": stored.epoch,
         "weights": stored.what,

@@ -228,6 +228,24 @@ def test_the_card_is_what_the_hub_shows(run, tmp_path, capsys):
     assert "from network import" in body and "cc-by-4.0" in body
 
 
+@pytest.mark.parametrize(
+    "dataset, hub, shown",
+    [
+        ("hf:/home/me/secret/birds", None, "hf:birds"),
+        ("hf:../secret/birds", None, "hf:birds"),
+        ("hf:someone/birds:small", "someone/birds", "hf:someone/birds:small"),
+    ],
+)
+def test_folders_of_data_are_nobodys_business(tmp_path, dataset, hub, shown):
+    folder = make_run(tmp_path / "run", "nowhere", dataset=dataset)
+    for name in QUICK:
+        export_network(ExportConfig(folder, name))
+        for file in (folder / name).iterdir():
+            assert b"secret" not in file.read_bytes()
+        text = (folder / name / "README.md").read_text()
+        assert ('datasets: ["someone/birds"]' in text) == (hub is not None) and f"on {shown}" in text
+
+
 def test_a_card_without_figures_says_so(tmp_path, capsys, run):
     (tmp_path / "best.pt").write_bytes((run / "best.pt").read_bytes())
     said = export(capsys, tmp_path / "best.pt", "--to", QUICK[0])
