@@ -64,6 +64,11 @@ def judged_data(config: Common, runs: Sequence[Run]) -> tuple[Dataset, Split]:
         reading=runs[0].config.reading,
     )
     for i, run in enumerate(runs):
+        if run.config.reading != runs[0].config.reading:
+            raise UserError(
+                f"{run.name} was trained on pictures resized, or columns chosen, otherwise than those of {runs[0].name}: "
+                "look at them one by one"
+            )
         known = checkpoint.check_data(run.summary.get("model"), data, name, run.folder.path, _classes(run))
         if i and known is not data:
             raise UserError(f"{run.name} numbers the classes otherwise than {runs[0].name}: look at them one by one")
