@@ -66,7 +66,7 @@ def judged_data(config: Common, runs: Sequence[Run]) -> tuple[Dataset, Split]:
     for i, run in enumerate(runs):
         if run.config.reading != runs[0].config.reading:
             raise UserError(
-                f"{run.name} was trained on pictures resized, or columns chosen, otherwise than those of {runs[0].name}: "
+                f"{run.name} was trained on pictures resized or chosen otherwise than those of {runs[0].name}: "
                 "look at them one by one"
             )
         known = checkpoint.check_data(run.summary.get("model"), data, name, run.folder.path, _classes(run))
