@@ -17,6 +17,16 @@ from PIL import Image  # noqa: E402
 # narrow as those of the tests (4 channels; "corrupted size vs. prev_size" in mkldnn_convolution_backward_weights)
 torch.backends.mkldnn.set_flags(False)
 
+THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def threads_stay():
+    """A test that leaves torch another number of threads would change the bits of those after it."""
+    yield
+    assert torch.get_num_threads() == THREADS, "this test, or a fixture of it, changed torch's number of threads"
+
+
 CLASSES = ("circle", "cross", "square")
 
 

@@ -1,6 +1,7 @@
 """What `kernels/aot.py` compiles ahead of time is what a training launches: neither more nor less."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,7 @@ def train_a_step(size, method="apart", amp=torch.bfloat16, store=torch.float16, 
         totals=Totals(CUDA),
         model=model,
     )
+    made.accumulation, made._update = None, partial(Trainer._update, made)
     if average is not None:
         average.follow(made.optimizer)
 
