@@ -113,6 +113,8 @@ def compile_model(apart: Apart) -> str | None:
     if fault is not None:
         return fault
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
+    if apart.method.loss.through_start:  # pass 2 goes through pass 1's graph again, whose buffers may not be reused
+        torch._functorch.config.donated_buffer = False
     apart.model.compile(dynamic=False)
     return None
 

@@ -48,9 +48,9 @@ def batches():
         yield Batch(images, images.sum((1, 2, 3)) % 4, crops)
 
 
-def train(net, amp, compiled):
+def train(net, amp, compiled, method="apart"):
     """Losses, step sizes and weights of a few steps."""
-    apart = Apart(net, N, SIZE, amp=amp, points=["relu1:output", "conv2"], eta=1e-5)
+    apart = Apart(net, N, SIZE, amp=amp, points=["relu1:output", "conv2"], eta=1e-5, method=method)
     apart.alpha, apart.alpha_omega = 0.01, 0.01
     optimizer, losses = SGD(net.parameters(), lr=0.01, momentum=0.9), []
 
@@ -81,6 +81,19 @@ def test_inductor_gives_the_eager_steps_in_two_graphs(amp, capsys):
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
     assert "compiled in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["apart+mse", "fgsm-pgi", "liet", "trades-2", "awp-pgd-2"])
+def test_graphs_that_are_kept_and_weights_that_move_can_be_compiled(method, monkeypatch):
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile_(self, backend="aot_eager", **options))
+    monkeypatch.setattr(execution, "compiler_fault", lambda device: None)
+    torch.manual_seed(0)
+    net = Net()
+    with torch._functorch.config.patch(donated_buffer=True):  # as it is by default
+        found = train(copy.deepcopy(net), None, True, method)
+    for mine, theirs in zip(found, train(net, None, False, method), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-3)
 
 
 def test_a_run_from_the_command_line_compiles_once(settings, tmp_path, monkeypatch, capsys):
