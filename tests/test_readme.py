@@ -16,7 +16,7 @@ from apart_fast.evaluation.names import parse_attack
 from apart_fast.runs.begin import begin
 from apart_fast.runs.config import EvaluateConfig, TrainConfig
 from apart_fast.runs.recipes import RECIPES
-from benchmarks import gpu_suite, methods, scaling
+from benchmarks import gpu_suite, methods, scaling, time_to_accuracy
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -28,6 +28,7 @@ SCRIPTS = {
     "benchmarks/methods.py": methods.Config,
     "benchmarks/gpu_suite.py": gpu_suite.Config,
     "benchmarks/scaling.py": scaling.Config,
+    "benchmarks/time_to_accuracy.py": time_to_accuracy.Config,
 }
 TORCHRUN = get_args_parser()
 # folders and files that come to be by commands

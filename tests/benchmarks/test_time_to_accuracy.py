@@ -1,0 +1,92 @@
+"""benchmarks/time_to_accuracy.py: the first epoch from which on a target is held, and what was paid until then."""
+
+import json
+import math
+
+import pytest
+
+from apart_fast.errors import UserError
+from apart_fast.runs.recipes import RECIPES
+from benchmarks import methods
+from benchmarks import time_to_accuracy as benchmark
+
+TINY = {
+    "dataset": "folder",
+    "width": 0.0625,
+    "batch_size": 16,
+    "val_images": 6,
+    "epochs": 2,
+    "cycle": 2,
+    "lr": 0.05,
+    "device": "cpu",
+    "progress": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "index"),
+    [([0.1, 0.3, 0.2, 0.3, 0.4], 3), ([0.3, 0.3], 0), ([0.1, 0.4, 0.2], None), ([0.1, 0.3], 1), ([], None)],
+)
+def test_a_target_counts_from_where_it_is_held(accuracies, index):
+    assert benchmark.reached(accuracies, 0.3) == index
+
+
+def test_a_seed_that_never_arrives_counts_as_the_slowest():
+    assert benchmark.median([3.0, math.inf, 1.0]) == 3.0
+    assert benchmark.median([3.0, math.inf, math.inf]) == math.inf
+    assert benchmark.median([3.0, 4.0]) == 3.5 and benchmark.median([3.0, math.inf]) == math.inf
+
+
+def test_a_row_has_seconds_and_passes_up_to_the_end_of_the_epoch():
+    curves = {
+        0: {"seconds": [10, 20, 30], "passes": [5, 10, 15], "accuracy": [0.2, 0.26, 0.31]},
+        1: {"seconds": [11, 22, 33], "passes": [5, 10, 15], "accuracy": [0.3, 0.2, 0.27]},
+        2: {"seconds": [12, 24, 36], "passes": [5, 10, 15], "accuracy": [0.1, 0.1, 0.2]},
+    }
+    row = benchmark.make_row("apart", curves, (25.0, 30.0))
+    assert row["25"]["epochs"] == {0: 2, 1: 3, 2: None} and row["25"]["seconds"] == 33 and row["25"]["passes"] == 15
+    assert row["30"]["seconds"] is None and row["30"]["seconds_by_seed"] == {0: 30, 1: None, 2: None}
+    assert row["passes_of_a_step"] == 5
+    text = benchmark.to_markdown([row], (25.0, 30.0), "")
+    assert "| apart | 3 | 5 F | 33 (2 of 3) | not reached (1 of 3) | 0.00 (2 of 3) |" in text
+
+
+def test_all_of_it_at_a_tiny_size(image_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(RECIPES, "small", TINY)
+    config = benchmark.Config(
+        data_dir=image_folder, methods=("fgsm", "fgsm-pgi"), seeds=(0,), targets=(1e-3, 99.0), device="cpu",
+        runs=tmp_path / "runs", out=tmp_path / "out",
+    )  # fmt: skip
+    benchmark.main(config)
+    found = json.loads((config.out / "time_to_accuracy.json").read_text())
+    for row, passes in zip(found["rows"], (5, 7), strict=True):
+        one = found["curves"][row["method"]]["0"]
+        assert one["passes"] == [42 * passes, 84 * passes] and 0 < one["seconds"][0] < one["seconds"][1]
+        assert len(one["accuracy"]) == 2 and row["99"]["seconds"] is None
+    assert found["images"] == 6
+    text = (config.out / "time_to_accuracy.md").read_text()
+    assert text in capsys.readouterr().out and "| fgsm-pgi | 1 | 7 F |" in text
+    for ending in ("png", "svg"):
+        assert (config.out / f"time_to_accuracy.{ending}").stat().st_size
+    # again: nothing is trained a second time, another target is a new table only
+    monkeypatch.setattr(methods, "train", lambda _: pytest.fail("trained again"))
+    config.targets = (50.0,)
+    benchmark.main(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (dict(targets=()), "--targets : give at least one"),
+        (dict(seeds=(0, 0)), "--seeds 0 0: give at least one, and each once"),
+        (dict(targets=(130.0,)), "--targets 130.0 is too large"),
+        (dict(methods=("pgd",)), "give its whole name, pgd-10"),
+        (dict(methods=("pdg-10",)), "did you mean pgd"),
+        (dict(epochs=0), "epochs 0 is too small"),
+        (dict(train=False), "no finished run"),
+    ],
+)
+def test_settings_that_make_no_sense_are_told(tmp_path, settings, line):
+    config = benchmark.Config(**dict(runs=tmp_path / "runs", out=tmp_path / "out") | settings)
+    with pytest.raises(UserError, match=line):
+        benchmark.main(config)
