@@ -148,6 +148,9 @@ class TrainConfig(DataSettings):
     """Label smoothing of the training loss."""
     ema: float = 0.0
     """Decay of an average of the weights that is judged instead of them (0.999 is usual). 0: none."""
+    best_of: Literal["average", "both"] = "average"
+    """What best.pt may hold where there is an average: the average, or the better of it and the weights themselves, by
+    PGD-10 on the validation images."""
     sync_bn: bool = False
     """With several processes: BatchNorm takes the statistics of all their images, not of each one's (GPUs only)."""
     amp: bool = False
@@ -236,6 +239,8 @@ class TrainConfig(DataSettings):
             raise UserError("--dry-run and --profile are each something else than training: give one of them")
         check_settings(self)
         _ = self.reading
+        if self.best_of == "both" and not self.ema:
+            raise UserError("--best-of both compares the weights with their average: give --ema, such as 0.9995")
         check_schedule(
             self.schedule,
             epochs=self.epochs,

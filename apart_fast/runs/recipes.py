@@ -5,6 +5,7 @@
 | paper  | the released hyper-parameters on CIFAR-10; the defaults of `TrainConfig`                           |
 | long   | 200 epochs of repeated 30-epoch triangles, as in the published figure of robust overfitting        |
 | strong | 60 epochs, averaged weights, smoothed labels, stronger weight decay, larger learned steps          |
+| fastat | the protocol of the FastAT benchmark (arXiv 2604.22853), for figures that compare with its rows    |
 | small  | CIFAR-10 at a size for two CPU cores: 8,000 images, a quarter of the width, 15 epochs              |
 | demo   | Fashion-MNIST in minutes on a CPU                                                                  |
 """
@@ -23,6 +24,20 @@ RECIPES: dict[str, dict] = {
         "label_smoothing": 0.1,
         "weight_decay": 5e-4,
         "step_decay": 400.0,
+    },
+    # its network is a ResNet-18 that is not preactivated; validation on 1,000 images there after each epoch, here every
+    # fifth
+    "fastat": {
+        "epochs": 100,
+        "cycle": 100,
+        "eps": "8/255",
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "schedule": "onecycle",
+        "schedule_per": "epoch",
+        "label_smoothing": 0.4,
+        "ema": 0.9995,
+        "best_of": "both",
     },
     "small": {
         "width": 0.25,

@@ -79,7 +79,8 @@ def _test(config: TrainConfig, folder: RunFolder, parts: Parts, progress: Progre
     model, attacks = parts.judged_model, ("clean", "pgd-20")
     last = {name: value.clone() for name, value in model.state_dict().items()}
     reports = {"last": asdict(judge(parts.splits.test, attacks, None, progress=True))}
-    best = checkpoint.load_best(folder, parts.device) if progress.best_epoch != config.epochs else None
+    another = progress.best_epoch != config.epochs or config.best_of == "both"  # than the last, or than the average
+    best = checkpoint.load_best(folder, parts.device) if another else None
     if best is not None:
         checkpoint.load_model(model, best["model"], folder.best)
         reports["best"] = asdict(judge(parts.splits.test, attacks, None, progress=True))

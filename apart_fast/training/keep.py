@@ -6,6 +6,8 @@ from collections import deque
 from pathlib import Path
 from types import TracebackType
 
+from torch import nn
+
 from apart_fast.parallel.world import World
 from apart_fast.runs import checkpoint, shards
 from apart_fast.runs.config import TrainConfig
@@ -61,9 +63,10 @@ class Keeper:
         """
         self._saver.wait()
 
-    def best(self, epoch: int) -> None:
-        """Keep the weights after `epoch` (from 1) as the best so far."""
-        self._weights(BEST, self._folder.best, epoch)
+    def best(self, epoch: int, model: nn.Module | None = None) -> None:
+        """Keep the weights after `epoch` (from 1) as the best so far: those of `model`, of the network or its average;
+        None: the average, where there is one."""
+        self._weights(BEST, self._folder.best, epoch, model)
 
     def after_epoch(self, epoch: int, stopping: bool) -> None:
         """Keep what is due after `epoch` (from 1); all of it when the run is `stopping`.
@@ -95,8 +98,9 @@ class Keeper:
         passed = time.perf_counter() - self._since
         return passed >= max(least, self._saver.cost(LAST) / SHARE) and not self._saver.busy(LAST)
 
-    def _weights(self, kind: str, path: Path, epoch: int) -> None:
-        weights = self._state.weights(self._parts.judged_model, epoch)  # asks all ranks
+    def _weights(self, kind: str, path: Path, epoch: int, model: nn.Module | None = None) -> None:
+        model = self._parts.judged_model if model is None else model
+        weights = self._state.weights(model, epoch)  # asks all ranks
         if self._us.first:
             self._saver.save(kind, path, lambda: weights)
 

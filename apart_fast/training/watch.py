@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from apart_fast.evaluation.judge import Evaluator, Report
@@ -55,21 +56,29 @@ class Judge:
 
     def __init__(self, config: TrainConfig, parts: Parts, compiled: bool, us: World | None = None):
         self._config, self._parts, self._compiled, self._us = config, parts, compiled, us or World()
-        self._evaluator: Evaluator | None = None
-        self._amp: torch.dtype | None = None  # of the evaluator
+        self._evaluators: dict[nn.Module, Evaluator] = {}  # of weights and average
+        self._amp: torch.dtype | None = None  # of the evaluators
         self.eps = parse_eps(config.eval_eps)
 
     def __call__(
-        self, split: Split, attacks: tuple[str, ...], amp: torch.dtype | None, progress: bool = False
+        self,
+        split: Split,
+        attacks: tuple[str, ...],
+        amp: torch.dtype | None,
+        progress: bool = False,
+        model: nn.Module | None = None,
     ) -> Report:
-        """Judge on `split`; `amp`: of the search for adversarial images; `progress`: with a bar.
+        """Judge on `split`; `amp`: of the search for adversarial images; `progress`: with a bar; `model`: None: the
+        averaged weights, where there are any.
 
         Several ranks each judge a part of the images, with the means of their running statistics.
         """
-        if self._evaluator is None or amp != self._amp:
-            self._evaluator, self._amp = None, amp  # the memory of its graphs first
-            self._evaluator = Evaluator(
-                self._parts.judged_model,
+        model = self._parts.judged_model if model is None else model
+        if amp != self._amp:
+            self._evaluators, self._amp = {}, amp  # the memory of their graphs first
+        if model not in self._evaluators:
+            self._evaluators[model] = Evaluator(
+                model,
                 eps=self.eps,
                 batch_size=max(self._config.batch_size, 128),
                 seed=self._config.seed,
@@ -78,12 +87,12 @@ class Judge:
                 calls=self._config.epochs,
             )
         progress = progress and self._config.progress
-        with plain_model(self._compiled), self._mean_statistics():
-            return self._evaluator(split.images, split.labels, attacks, progress=progress, us=self._us)
+        with plain_model(self._compiled), self._mean_statistics(model):
+            return self._evaluators[model](split.images, split.labels, attacks, progress=progress, us=self._us)
 
     @contextmanager
-    def _mean_statistics(self) -> Iterator[None]:
-        mine = running(self._parts.judged_model) if self._us.size > 1 else {}
+    def _mean_statistics(self, model: nn.Module) -> Iterator[None]:
+        mine = running(model) if self._us.size > 1 else {}
         before = {name: buffer.clone() for name, buffer in mine.items()}
         for name, mean in self._us.means(before).items():
             mine[name].copy_(mean)
@@ -108,7 +117,7 @@ class EpochWatch:
     Args:
         judge: what measures.
         best: where the choice is kept; read and written.
-        save_best: called with the epoch (from 1) whose weights are the best so far.
+        save_best: called with the epoch (from 1) whose weights are the best so far, and the model that holds them.
         robust: whether the method makes a network robust at all: ordinary training has no robustness to lose.
     """
 
@@ -119,10 +128,12 @@ class EpochWatch:
         judge: Judge,
         collapse: CollapseWatch,
         best: Best,
-        save_best: Callable[[int], None],
+        save_best: Callable[[int, nn.Module], None],
     ):
         self._config, self._splits = config, parts.splits
         self._robust = parts.apart.method.steps > 0
+        self._judged = parts.judged_model
+        self._rival = parts.model if config.best_of == "both" else None  # of the average
         self._judge, self._collapse, self._best, self._save_best = judge, collapse, best, save_best
         # evaluation offers no float16: without loss scaling its input gradients underflow
         self._amp = torch.bfloat16 if config.amp else None
@@ -135,13 +146,23 @@ class EpochWatch:
             if not self._best.best_by == "validation":
                 self._keep_best(epoch, accuracy, "probe")
         if epoch % self._config.val_every == 0 or epoch == self._config.epochs:
-            report = self._judge(self._splits.val, ("clean", "pgd-20"), self._amp)
-            record |= {"val_clean": report.attacks["clean"].accuracy, "val_pgd20": report.attacks["pgd-20"].accuracy}
+            attacks = ("clean", "pgd-20") if self._rival is None else ("clean", "pgd-20", "pgd-10")
+            record |= self._validated(self._judge(self._splits.val, attacks, self._amp))
             if self._best.best_by == "probe" and not self._collapse.collapsed:
                 self._best.best_accuracy = -1.0  # a validated epoch outranks a probed one
-            self._keep_best(epoch, record["val_pgd20"], "validation")
+            if self._rival is None:
+                self._keep_best(epoch, record["val_pgd20"], "validation")
+            else:
+                rival = self._validated(self._judge(self._splits.val, ("clean", "pgd-10"), self._amp, model=self._rival))
+                record |= {f"weights_{name}": accuracy for name, accuracy in rival.items()}
+                for model, accuracy in ((self._judged, record["val_pgd10"]), (self._rival, rival["val_pgd10"])):
+                    self._keep_best(epoch, accuracy, "validation", model)
         record["collapsed"] = self._collapse.collapsed
         return record
+
+    @staticmethod
+    def _validated(report: Report) -> dict[str, float]:
+        return {f"val_{attack.replace('-', '')}": result.accuracy for attack, result in report.attacks.items()}
 
     def _probe(self, split: Split, epoch: int) -> float:
         accuracy = self._judge(split, ("pgd-10",), self._amp).attacks["pgd-10"].accuracy
@@ -152,8 +173,8 @@ class EpochWatch:
             )
         return accuracy
 
-    def _keep_best(self, epoch: int, accuracy: float, by: str) -> None:
+    def _keep_best(self, epoch: int, accuracy: float, by: str, model: nn.Module | None = None) -> None:
         best = self._best
         if accuracy > best.best_accuracy:
             best.best_accuracy, best.best_epoch, best.best_by = accuracy, epoch, by
-            self._save_best(epoch)
+            self._save_best(epoch, self._judged if model is None else model)
