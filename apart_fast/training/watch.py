@@ -153,7 +153,9 @@ class EpochWatch:
             if self._rival is None:
                 self._keep_best(epoch, record["val_pgd20"], "validation")
             else:
-                rival = self._validated(self._judge(self._splits.val, ("clean", "pgd-10"), self._amp, model=self._rival))
+                rival = self._validated(
+                    self._judge(self._splits.val, ("clean", "pgd-10"), self._amp, model=self._rival)
+                )
                 record |= {f"weights_{name}": accuracy for name, accuracy in rival.items()}
                 for model, accuracy in ((self._judged, record["val_pgd10"]), (self._rival, rival["val_pgd10"])):
                     self._keep_best(epoch, accuracy, "validation", model)
