@@ -53,7 +53,7 @@ class Config:
     targets: tuple[float, ...] = (25.0, 30.0, 33.0)
     """Accuracies under PGD-20 to reach, in percent."""
     epochs: int | None = None
-    """Epochs of each run, and of the cycle of its learning rate. None: those of the recipe."""
+    """Epochs of each run, and of the triangle of its learning rate. None: those of the recipe."""
     amp: bool = False
     """Train in bfloat16."""
     device: str | None = None
@@ -90,7 +90,9 @@ class Config:
 
     def wanted(self, method: str, seed: int) -> TrainConfig:
         """The settings of a run."""
-        given = {} if self.epochs is None else {"epochs": self.epochs, "cycle": self.epochs}
+        given = {} if self.epochs is None else {"epochs": self.epochs}
+        if given and TrainConfig.of(self.recipe).schedule == "triangle":
+            given["cycle"] = self.epochs
         return TrainConfig.of(
             self.recipe,
             **given,

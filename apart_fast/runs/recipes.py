@@ -29,7 +29,6 @@ RECIPES: dict[str, dict] = {
     # fifth
     "fastat": {
         "epochs": 100,
-        "cycle": 100,
         "eps": "8/255",
         "lr": 0.1,
         "weight_decay": 5e-4,

@@ -74,6 +74,14 @@ def test_all_of_it_at_a_tiny_size(image_folder, tmp_path, monkeypatch, capsys):
     benchmark.main(config)
 
 
+@pytest.mark.parametrize("recipe", ["small", "fastat"])
+def test_another_number_of_epochs_suits_every_schedule(recipe):
+    config = benchmark.Config(recipe=recipe, epochs=7)
+    config.check()
+    made = config.wanted("apart", 0)
+    assert made.epochs == 7 and (made.cycle == 7) == (made.schedule == "triangle")
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [

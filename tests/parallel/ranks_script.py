@@ -15,7 +15,7 @@ from apart_fast.step.ranks import Ranks
 METHODS = ("apart", "fgsm+", "fgsm", "fgsm-rs", "n-fgsm", "pgd-2", "atta-2", "standard", "apart+mse")
 METHODS += ("fgsm-pgi", "fgsm-mep-cs", "fgsm-rs-cs", "fgsm-uap", "fgsm-cuap", "trades-2", "awp-pgd-2")
 FIRST = 2  # epoch: the first in which a gate is open
-N, BATCH, EPOCHS, SIZE = 41, 12, 2, 12  # four steps an epoch, the last of five images
+N, BATCH, EPOCHS, SIZE = 37, 12, 2, 12  # four steps an epoch, the last of one image: other ranks have none
 WORLDS = (2, 3)
 
 
