@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,9 +177,10 @@ def _children():
 def test_workers_of_a_loader_leave_signals_to_their_parent():
     split = Split(torch.zeros(24, 4, 4, 3, dtype=torch.uint8), torch.zeros(24, dtype=torch.int64))
     loader = make_loader("dataloader", split, batch_size=4, seed=0, workers=2)
+    resource_tracker.ensure_running()  # a child of its own, which the first loader of a process may start
     before = _children()
     batches = loader.epoch(0)
-    count = len(next(batches))
+    count = len(next(batches)) + len(next(batches))  # one of each worker: both have begun
     children = _children() - before
     for child in children:
         for signum in STOP_SIGNALS:
