@@ -76,7 +76,8 @@ def list_pictures(folder: Path) -> dict[str, Pictures]:
             raise _unreadable("the folder", folder, error) from error
     if not there:
         raise UserError(
-            f"there is no folder {shown(folder)}: put the images into {shown(folder)}/<class>/ ({_kinds()})"
+            f"there is no folder {shown(folder)}: put the images into {shown(folder)}/<class>/ ({_kinds()}), "
+            "or name the folder that holds train/ and test/ with --data-dir"
         )
     labels, beside = [], []
     for entry in _entries(folder, "the folder"):

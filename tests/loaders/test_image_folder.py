@@ -115,7 +115,8 @@ def test_missing_folder(missing, untouched):
             shutil.rmtree(untouched / part)
         if missing == "classes":
             (untouched / part).mkdir()
-    refuse("folder", untouched, r"(no folder|no class folders).*: put the images into .*/<class>/")
+    said = r"no class folders.*/<class>/" if missing == "classes" else r"no folder.*: put .*/<class>/.* with --data-dir"
+    refuse("folder", untouched, said)
 
 
 def failing_write(code):
