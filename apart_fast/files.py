@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -128,6 +128,29 @@ class _Undone(Exception):
     pass
 
 
+def _make_folder(**where: Any) -> tuple[int, str]:
+    """As `tempfile.mkstemp` makes a file."""
+    made = tempfile.mkdtemp(**where)
+    return os.open(made, os.O_RDONLY), made
+
+
+def _begin(path: Path, make: Callable[..., tuple[int, str]]) -> tuple[int, Path]:
+    """(handle, path) of a temporary file or folder beside `path`, locked; that of an earlier writer is removed."""
+    check_held(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent, f".{glob.escape(path.name)}.*{_TEMPORARY}")
+    while True:
+        handle, name = make(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
+        try:
+            locked = lock(handle, name)
+        except BaseException:
+            os.close(handle)
+            raise
+        if locked:
+            return handle, Path(name)
+        os.close(handle)  # taken for an abandoned one in the moment before it was locked
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike, previous: str | os.PathLike | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
@@ -146,16 +169,7 @@ def atomic_path(path: str | os.PathLike, previous: str | os.PathLike | None = No
     temporary = handle = None
     try:
         with telling(path):
-            check_held(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(path.parent, f".{glob.escape(path.name)}.*{_TEMPORARY}")
-            while temporary is None:
-                handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
-                if lock(handle, name):
-                    temporary = Path(name)
-                else:  # taken for an abandoned one in the moment before it was locked
-                    os.close(handle)
-                    handle = None
+            handle, temporary = _begin(path, tempfile.mkstemp)
             yield temporary
             check_held(path)
             with open(temporary, "rb+") as file:
@@ -187,17 +201,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     temporary = handle = None
     try:
         with telling(path):
-            check_held(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(path.parent, f".{glob.escape(path.name)}.*{_TEMPORARY}")
-            while temporary is None:
-                made = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
-                handle = os.open(made, os.O_RDONLY)
-                if lock(handle, made):
-                    temporary = Path(made)
-                else:  # taken for an abandoned one in the moment before it was locked
-                    os.close(handle)
-                    handle = None
+            handle, temporary = _begin(path, _make_folder)
             yield temporary
             check_held(path)
             for file in temporary.rglob("*"):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from apart_fast import kernels
 from apart_fast.step.grey import from_grey
@@ -19,27 +20,40 @@ def at_the_image(setting: Setting, given: Given) -> Perturbation:
 
 def uniform(setting: Setting, given: Given) -> Perturbation:
     """From uniform noise of half width `start_size * eps` (Wong et al. 2020, Madry et al. 2018)."""
-    assert setting.method.start_size is not None
-    images, crops = given.images, given.crops
-    half = setting.method.start_size * setting.eps
-    if setting.noise.started and crops.indices is not None:
-        noise = setting.noise.uniform(crops.indices, images.shape[1:], half, setting.dtype)
-    else:
-        noise = torch.empty(len(crops.rows), *images.shape[1:], dtype=setting.dtype, device=images.device)
-        noise.uniform_(-half, half, generator=setting.generator)
-    return Perturbation(*kernels.start(images, crops, setting.padding, dtype=setting.dtype, noise=noise))
+
+    def fill(noise: Tensor, half: float) -> Tensor:
+        return noise.uniform_(-half, half, generator=setting.generator)
+
+    return _at_random(setting, given, setting.noise.uniform, fill)
 
 
 def normal(setting: Setting, given: Given) -> Perturbation:
     """From normal noise of deviation `start_size * eps`, not projected (Zhang et al. 2019)."""
+
+    def fill(noise: Tensor, deviation: float) -> Tensor:
+        return noise.normal_(0, deviation, generator=setting.generator)
+
+    return _at_random(setting, given, setting.noise.normal, fill)
+
+
+def _at_random(
+    setting: Setting,
+    given: Given,
+    of_examples: Callable[..., Tensor],
+    fill: Callable[[Tensor, float], Tensor],
+) -> Perturbation:
+    """From noise of size `start_size * eps`: that of the examples where they are known, else of the generator.
+
+    Args:
+        of_examples: a way of `ExampleNoise`; fill: draws as much in place, given the size.
+    """
     assert setting.method.start_size is not None
     images, crops = given.images, given.crops
-    deviation = setting.method.start_size * setting.eps
+    size = setting.method.start_size * setting.eps
     if setting.noise.started and crops.indices is not None:
-        noise = setting.noise.normal(crops.indices, images.shape[1:], deviation, setting.dtype)
+        noise = of_examples(crops.indices, images.shape[1:], size, setting.dtype)
     else:
-        noise = torch.empty(len(crops.rows), *images.shape[1:], dtype=setting.dtype, device=images.device)
-        noise.normal_(0, deviation, generator=setting.generator)
+        noise = fill(torch.empty(len(crops.rows), *images.shape[1:], dtype=setting.dtype, device=images.device), size)
     return Perturbation(*kernels.start(images, crops, setting.padding, dtype=setting.dtype, noise=noise))
 
 
