@@ -26,13 +26,14 @@ def make_row(method: str, runs: dict[int, Run], evaluations: Iterable[dict[str, 
         values = [result["accuracy"] for result in results]
         row[attack] = {
             "mean": statistics.mean(values),
+            "deviation": statistics.stdev(values) if len(values) > 1 else None,
             "worst": min(values),
             "seeds": len(values),
             "images": images,
         }
-    row["best_weights_pgd20"] = statistics.mean(
-        run.summary["test"]["best"]["attacks"]["pgd-20"]["accuracy"] for run in runs.values()
-    )
+    tests = [run.summary["test"] for run in runs.values() if "test" in run.summary]
+    tested = [test["best"]["attacks"]["pgd-20"]["accuracy"] for test in tests]
+    row["best_weights_pgd20"] = statistics.mean(tested) if len(tested) == len(runs) else None
     row["collapsed_at"] = {seed: run.summary["collapsed_at"] for seed, run in runs.items()}
     row["omega_bytes"] = max(run.summary["memory_bytes"] for run in runs.values())
     row["peak_gpu_bytes"] = max(run.summary.get("peak_gpu_bytes", 0) for run in runs.values()) or None
@@ -41,7 +42,7 @@ def make_row(method: str, runs: dict[int, Run], evaluations: Iterable[dict[str, 
 
 
 def make_cell(row: dict, attack: str, images: int) -> str:
-    """Mean accuracy under an attack; where seeds or some of the `images` are missing, that too."""
+    """Mean accuracy under an attack and its deviation over the seeds; which seeds or `images` are missing, if any."""
     if attack not in row:
         return "-"
     found, notes = row[attack], []
@@ -49,7 +50,9 @@ def make_cell(row: dict, attack: str, images: int) -> str:
         notes.append(f"{found['seeds']} of {len(row['seeds'])} seeds")
     if found["images"] < images:
         notes.append(f"{found['images']:,} images")
-    return f"{found['mean']:.1%}" + (f" ({', '.join(notes)})" if notes else "")
+    deviation = found.get("deviation")
+    spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
+    return f"{found['mean']:.1%}{spread}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def to_markdown(rows: list[dict], about: str, reference: str) -> str:
@@ -72,7 +75,8 @@ def to_markdown(rows: list[dict], about: str, reference: str) -> str:
             str(len(row["seeds"])),
             *(make_cell(row, a, images[a]) for a in attacks),
         ]
-        cells += [f"{row['pgd-20']['worst']:.1%}" if "pgd-20" in row else "-", f"{row['best_weights_pgd20']:.1%}"]
+        best = row["best_weights_pgd20"]
+        cells += [f"{row['pgd-20']['worst']:.1%}" if "pgd-20" in row else "-", "-" if best is None else f"{best:.1%}"]
         fell = [", ".join(map(str, epochs)) or "no" for epochs in row["collapsed_at"].values()]
         cells.append(" / ".join(fell) if row["method"] != "standard" else "-")
         cells.append(f"{row['passes']} F")

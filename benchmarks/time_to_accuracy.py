@@ -2,12 +2,14 @@
 
     python benchmarks/time_to_accuracy.py --data-dir data
 
-Trains what is missing, every method with every seed in the same engine, validates after each epoch, and writes a table
-(JSON and Markdown) and a picture of robust accuracy over training time. Targets and seeds are fixed before anything is
-trained: they are settings, and runs do not depend on the targets. A target counts as reached in the first epoch from
-which on all are at or above it, to the last; the seconds are those of the training steps up to the end of that epoch,
-without validation, and the passes (`Method.passes`) those of the images trained on until then. Run nothing beside: the
-seconds are the machine's. Finished runs are not repeated and an unfinished one goes on where it was.
+Trains what is missing, every method with every seed in the same engine, validates after each epoch, times a step of
+each method in turns, and writes a table (JSON and Markdown) and a picture of robust accuracy over training time.
+Targets and seeds are fixed before anything is trained: they are settings, and runs do not depend on the targets. A
+target counts as reached in the first epoch from which on all are at or above it, to the last. Its seconds are those of
+the steps up to the end of that epoch, each as long as the method's median in cost.json: what else ran on the machine
+during hours of training does not count, so only the timing wants a quiet machine. Passes (`Method.passes`) are counted.
+Finished runs are not repeated, an unfinished one goes on where it was, and the runs of `methods.py --recipe ...` count
+if they were validated after each epoch.
 """
 
 import math
@@ -15,7 +17,6 @@ import statistics
 import sys
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
 import tyro
@@ -32,7 +33,7 @@ from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.reading import Run
 from apart_fast.step.methods import get_method
 from apart_fast.units import Bounds, check_number, parse_eps
-from benchmarks import methods
+from benchmarks import methods, sweep
 
 NAME, MEASURE = "time_to_accuracy", "val_pgd20"
 METHODS = tuple(name for name in methods.METHODS if get_method(name).steps)  # what aims at robustness
@@ -64,6 +65,8 @@ class Config:
     """Folder of the runs. None: runs/time-<recipe>."""
     out: Path | None = None
     """Folder of what is worth keeping. None: benchmarks/results/time-<recipe>."""
+    rounds: int = 9
+    """Rounds in which a step of each method is timed in turn."""
     train: bool = True
     """Train what is missing. --no-train: tabulate what is there."""
 
@@ -83,6 +86,7 @@ class Config:
                 raise UserError(f"--{name} {' '.join(map(str, given))}: give at least one, and each once")
         for target in self.targets:
             check_number("--targets", target, Bounds(0, 100))
+        check_number("--rounds", self.rounds, Bounds(1, 10**6, whole=True))
         for method in self.methods:
             if get_method(method).name != method:
                 raise UserError(f"--methods {method}: give its whole name, {get_method(method).name}")
@@ -103,7 +107,6 @@ class Config:
             device=self.device,
             threads=self.threads,
             val_every=1,
-            probe_images=0,
             test=False,
             out=self.folder(method, seed),
         )
@@ -125,18 +128,21 @@ def reached(accuracies: list[float], target: float) -> int | None:
     return first if first < len(accuracies) else None
 
 
-def curve(run: Run, images: int) -> dict:
+def curve(run: Run, images: int, step_seconds: float) -> dict:
     """`seconds`, `passes` (of single images) and `accuracy` at the end of each epoch of a run on so many images.
+
+    Args:
+        step_seconds: of a whole batch; a smaller one counts as the part of it that it is.
 
     Raises:
         UserError: an epoch was not validated.
     """
     if any(MEASURE not in record for record in run.records):
         raise UserError(f"{run.folder.path} was not validated after each epoch: choose another --runs, or delete it")
-    passes = get_method(run.config.method).passes * images
+    passes, epochs = get_method(run.config.method).passes * images, range(1, len(run.records) + 1)
     return {
-        "seconds": list(accumulate(record["seconds"] for record in run.records)),
-        "passes": [passes * (epoch + 1) for epoch in range(len(run.records))],
+        "seconds": [epoch * images / run.config.batch_size * step_seconds for epoch in epochs],
+        "passes": [epoch * passes for epoch in epochs],
         "accuracy": [record[MEASURE] for record in run.records],
     }
 
@@ -215,8 +221,8 @@ def about(config: Config) -> str:
         f"{made.epochs} epochs of {made.train_images or 'all'} images, {made.model} of width factor {made.width}, "
         f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}, eps {made.eps} in training; PGD-20 within "
         f"{made.eval_eps} on {made.val_images} validation images after each epoch. Medians over the seeds until a "
-        "target is reached and held to the end; in brackets how many seeds do, where not all. Seconds are of the "
-        "training steps.\n\n"
+        "target is reached and held to the end; in brackets how many seeds do, where not all. Seconds: steps until "
+        "then times the median of a step, timed in turns in one process.\n\n"
     )
 
 
@@ -230,18 +236,20 @@ def main(config: Config) -> None:
     assert config.out is not None
     output.check(config.out, NAME)
     if config.train:
-        methods.train_missing(config)
-    runs = methods.finished(config)
+        sweep.train_missing(config)
+    runs = sweep.finished(config, say=True)
     if not runs:
         raise UserError(f"no finished run in {config.runs}: leave out --no-train")
-    for method, seed in config.all_runs():
-        if (method, seed) not in runs:
-            print(f"note: {config.folder(method, seed)} is not finished: left out of the table")
+    timed = {method: config.wanted(method, config.seeds[0]) for method in config.methods}
+    costs = sweep.costs(config)
+    if not timed.keys() <= costs.keys():
+        costs = sweep.measure_costs(config, timed, config.rounds)
     made = config.wanted(config.methods[0], config.seeds[0])
     there = len(load_dataset(made.dataset, config.data_dir).train) - made.val_images
     curves: dict[str, dict[int, dict]] = {}
     for (method, seed), run in runs.items():
-        curves.setdefault(method, {})[seed] = curve(run, min(there, made.train_images or there))
+        step_seconds = costs[method]["seconds"]
+        curves.setdefault(method, {})[seed] = curve(run, min(there, made.train_images or there), step_seconds)
     rows = [make_row(method, curves[method], config.targets) for method in config.methods if method in curves]
     numbers = {
         "dataset": made.dataset,

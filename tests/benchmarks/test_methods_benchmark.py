@@ -6,7 +6,7 @@ import pytest
 
 from apart_fast.errors import UserError
 from apart_fast.runs.recipes import RECIPES
-from benchmarks import methods
+from benchmarks import methods, sweep
 from benchmarks.methods_table import make_cell
 
 TINY = {
@@ -46,7 +46,7 @@ def test_all_of_it(config, capsys, monkeypatch):
     for row in table:
         evaluation = json.loads((config.folder(row["method"], 0) / "evaluation.json").read_text())
         clean = evaluation["attacks"]["clean"]["accuracy"]
-        assert row["clean"] == {"mean": clean, "worst": clean, "seeds": 1, "images": 6}
+        assert row["clean"] == {"mean": clean, "deviation": None, "worst": clean, "seeds": 1, "images": 6}
         assert row["pgd-50"]["images"] == 4 and "autoattack" not in row
         card = json.loads((config.out / f"{row['method']}-0" / "card.json").read_text())
         assert card["evaluation"]["further"] == evaluation and set(card["model"]["files"]) >= {"last.pt"}
@@ -60,8 +60,8 @@ def test_all_of_it(config, capsys, monkeypatch):
     assert "pgd-10" in (config.out / "report.html").read_text()
 
     # again: nothing is trained or judged a second time
-    monkeypatch.setattr(methods, "train", lambda _: pytest.fail("trained again"))
-    monkeypatch.setattr(methods, "evaluate", lambda *_, **__: pytest.fail("judged again"))
+    monkeypatch.setattr(sweep, "train", lambda _: pytest.fail("trained again"))
+    monkeypatch.setattr(sweep, "evaluate", lambda *_, **__: pytest.fail("judged again"))
     methods.main(config)
     # an unfinished run is left out, and said so
     summary = config.folder("pgd-10", 0) / "summary.json"

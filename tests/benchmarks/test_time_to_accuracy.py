@@ -7,7 +7,7 @@ import pytest
 
 from apart_fast.errors import UserError
 from apart_fast.runs.recipes import RECIPES
-from benchmarks import methods
+from benchmarks import sweep
 from benchmarks import time_to_accuracy as benchmark
 
 TINY = {
@@ -69,7 +69,7 @@ def test_all_of_it_at_a_tiny_size(image_folder, tmp_path, monkeypatch, capsys):
     for ending in ("png", "svg"):
         assert (config.out / f"time_to_accuracy.{ending}").stat().st_size
     # again: nothing is trained a second time, another target is a new table only
-    monkeypatch.setattr(methods, "train", lambda _: pytest.fail("trained again"))
+    monkeypatch.setattr(sweep, "train", lambda _: pytest.fail("trained again"))
     config.targets = (50.0,)
     benchmark.main(config)
 

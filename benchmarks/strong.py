@@ -1,0 +1,246 @@
+"""The most robust settings that lose no clean accuracy against PGD-10: chosen on validation images, judged once.
+
+    python benchmarks/strong.py --data-dir data --amp
+
+1. Every candidate (`CANDIDATES`) is trained with every seed, and so is PGD-10, all with the recipe's averaging.
+2. Chosen is the candidate with the highest PGD-20 accuracy on validation images, mean over the seeds, among those whose
+   clean accuracy there is not below PGD-10's. Of a run the weights count that --best-of both has taken.
+3. It and PGD-10 alone are judged on test images: clean, PGD-20, PGD-50 with 10 restarts, AutoAttack. Their difference
+   is taken within a seed; its interval is Student's over the seeds.
+
+Writes strong.json and strong.md. Finished work is not repeated, and an unfinished run goes on where it was.
+"""
+
+import statistics
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only the files beside it
+from scipy.stats import t as student
+
+from apart_fast.analysis import output
+from apart_fast.cli import guarded
+from apart_fast.errors import UserError
+from apart_fast.files import atomic_write, expand_paths, to_json
+from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.environment import environment
+from apart_fast.units import parse_eps
+from benchmarks import sweep
+from benchmarks.sweep import REFERENCE
+
+# name -> settings beside those of the recipe
+CANDIDATES: dict[str, dict] = {
+    "apart": {"method": "apart"},
+    "apart+js": {"method": "apart+js"},
+    "apart-400": {"method": "apart", "step_decay": 400.0},
+    "apart-100": {"method": "apart", "step_decay": 100.0},
+    "js-100": {"method": "apart+js", "step_decay": 100.0},
+    "mse-100": {"method": "apart+mse", "step_decay": 100.0},
+}
+STAGES = ("train", "choose", "judge", "table")
+TITLES = {"clean": "clean", "pgd-20": "PGD-20", "pgd-50": "PGD-50 x 10", "autoattack": "AutoAttack"}
+
+
+@dataclass
+class Config:
+    """Choose the strongest settings on validation images, and judge them once."""
+
+    data_dir: Path = Path("data")
+    """Where the data lies, or is downloaded to."""
+    recipe: str = "fastat-small"
+    """Settings that all runs share."""
+    candidates: tuple[str, ...] = tuple(CANDIDATES)
+    """Which to choose from (benchmarks/strong.py)."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds to train each of them with; at least two."""
+    amp: bool = False
+    """Train in bfloat16."""
+    device: str | None = None
+    """cuda, cpu, ... None: a GPU if there is one."""
+    threads: int | None = None
+    """CPU threads of torch. None: as torch chooses."""
+    runs: Path | None = None
+    """Folder of the runs. None: runs/methods-<recipe>, which `methods.py` fills too."""
+    out: Path | None = None
+    """Folder of what is worth keeping. None: benchmarks/results/strong-<recipe>."""
+    strong_images: int = 1000
+    """Test images for PGD-50 with 10 restarts."""
+    autoattack_images: int = 500
+    """Test images for AutoAttack (needs pyautoattack). 0: without."""
+    stages: tuple[str, ...] = ()
+    """Any of train, choose, judge, table. None given: all."""
+
+    def __post_init__(self) -> None:
+        self.runs = self.runs or Path("runs") / f"methods-{self.recipe}"
+        self.out = self.out or Path("benchmarks/results") / f"strong-{self.recipe}"
+
+    def check(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UserError: no such candidate or stage, something twice, or fewer than two seeds.
+        """
+        for name, known in (("candidates", tuple(CANDIDATES)), ("stages", STAGES)):
+            given = getattr(self, name)
+            if unknown := [one for one in given if one not in known]:
+                raise UserError(f"--{name} {' '.join(unknown)}: choose from {', '.join(known)}")
+            if len(set(given)) < len(given) or (name == "candidates" and not given):
+                raise UserError(f"--{name} {' '.join(given)}: give at least one, and each once")
+        if len(set(self.seeds)) < max(2, len(self.seeds)):
+            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: give at least two, and each once")
+        for name in ("strong_images", "autoattack_images"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small: give at least 0")
+        self.wanted(self.candidates[0], self.seeds[0]).check()
+
+    def wanted(self, name: str, seed: int) -> TrainConfig:
+        """The settings of a run of a candidate, or of PGD-10."""
+        return TrainConfig.of(
+            self.recipe,
+            **({"method": REFERENCE} if name == REFERENCE else CANDIDATES[name]),
+            data_dir=self.data_dir,
+            seed=seed,
+            amp=self.amp,
+            device=self.device,
+            threads=self.threads,
+            val_every=1,
+            test=False,
+            out=self.folder(name, seed),
+        )
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Where a run lies."""
+        assert self.runs is not None
+        return self.runs / f"{name}-{seed}"
+
+    def all_runs(self) -> list[tuple[str, int]]:
+        """(name, seed) of every run: a seed of all before the next one."""
+        return [(name, seed) for seed in self.seeds for name in (REFERENCE, *self.candidates)]
+
+
+def choose(config: Config) -> dict:
+    """Validation accuracies of every candidate and of PGD-10, and which is chosen.
+
+    Raises:
+        UserError: runs are missing, or no candidate is as accurate as PGD-10 on clean images.
+    """
+    runs = sweep.finished(config)
+    if missing := [f"{name}-{seed}" for name, seed in config.all_runs() if (name, seed) not in runs]:
+        raise UserError(f"not finished in {config.runs}: {', '.join(missing)}: let the stage train end first")
+    validated = sweep.validate(config, sweep.Job(("clean", "pgd-20")))
+    rows = []
+    for name in (REFERENCE, *config.candidates):
+        found = [validated[name, seed] for seed in config.seeds]
+        row: dict = {"name": name, "settings": CANDIDATES.get(name, {"method": REFERENCE})}
+        for attack in ("clean", "pgd-20"):
+            row[attack] = statistics.mean(one[attack]["accuracy"] for one in found)
+            row[f"{attack} by seed"] = [one[attack]["accuracy"] for one in found]
+        rows.append(row)
+    least = rows[0]["clean"]
+    allowed = [row for row in rows[1:] if row["clean"] >= least]
+    if not allowed:
+        raise UserError(f"no candidate has {REFERENCE}'s clean accuracy on validation images, {least:.1%}: give others")
+    chosen = max(allowed, key=lambda row: row["pgd-20"])["name"]
+    return {"chosen": chosen, "images": config.wanted(chosen, config.seeds[0]).val_images, "rows": rows}
+
+
+def difference(mine: list[float], other: list[float]) -> tuple[float, float, float]:
+    """Mean of the differences within a seed, and its 95 % interval (Student's t over at least two seeds)."""
+    found = [a - b for a, b in zip(mine, other, strict=True)]
+    mean = statistics.mean(found)
+    half = float(student.ppf(0.975, len(found) - 1)) * statistics.stdev(found) / len(found) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def compare(config: Config, chosen: str) -> list[dict]:
+    """For each attack that has judged all seeds of both on the same images: both means, and the difference."""
+    runs = sweep.finished(config)
+    found = {name: [sweep.evaluation(runs[name, seed]) for seed in config.seeds] for name in (chosen, REFERENCE)}
+    rows = []
+    for attack in TITLES:
+        results = {name: [one.get(attack) for one in each] for name, each in found.items()}
+        there = [result for each in results.values() for result in each]
+        if any(result is None for result in there) or len({result["n"] for result in there}) > 1:
+            continue
+        values = {name: [result["accuracy"] for result in each] for name, each in results.items()}
+        mean, low, high = difference(values[chosen], values[REFERENCE])
+        rows.append({"attack": attack, "images": there[0]["n"], "by seed": values, "difference": [mean, low, high]})
+    return rows
+
+
+def to_markdown(config: Config, choice: dict, judged: list[dict]) -> str:
+    """Both tables."""
+    chosen, made = choice["chosen"], config.wanted(choice["chosen"], config.seeds[0])
+    lines = [
+        f"# The strongest settings on {made.dataset}, recipe {config.recipe}",
+        "",
+        f"{made.epochs} epochs of {made.train_images or 'all'} images, {made.model} of width factor {made.width}, "
+        f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}; attacks within {made.eval_eps}; means over "
+        f"seeds {', '.join(map(str, config.seeds))}.",
+        "",
+        f"Chosen on {choice['images']} validation images: **{chosen}** (highest PGD-20 accuracy of those whose clean "
+        f"accuracy is not below that of {REFERENCE}).",
+        "",
+        "| candidate | settings | clean, validation | PGD-20, validation |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in choice["rows"]:
+        said = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
+        lines.append(f"| {row['name']} | {said} | {row['clean']:.1%} | {row['pgd-20']:.1%} |")
+    lines += [
+        "",
+        "Judged on test images (difference in points, within a seed, 95 % interval over the seeds):",
+        "",
+        f"| attack (images) | {chosen} | {REFERENCE} | difference |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in judged:
+        mine, other = (statistics.mean(row["by seed"][name]) for name in (chosen, REFERENCE))
+        mean, low, high = (100 * value for value in row["difference"])
+        title = f"{TITLES[row['attack']]} ({row['images']:,})"
+        lines.append(f"| {title} | {mine:.1%} | {other:.1%} | {mean:+.1f} [{low:+.1f}, {high:+.1f}] |")
+    return "\n".join(lines) + "\n"
+
+
+def main(config: Config) -> None:
+    """Run the stages.
+
+    Raises:
+        UserError: settings that make no sense, runs with other settings, or what a stage says.
+    """
+    config.check()
+    assert config.out is not None
+    output.check(config.out, "strong")
+    stages = config.stages or STAGES
+    if "train" in stages:
+        sweep.train_missing(config)
+    if not {"choose", "judge", "table"} & {*stages}:
+        return
+    choice = choose(config)
+    both = replace(config, candidates=(choice["chosen"],))
+    if "judge" in stages:
+        sweep.judge(both, sweep.usual_jobs(config.strong_images, config.autoattack_images))
+    if "table" in stages:
+        judged = compare(both, choice["chosen"])
+        runs = sweep.finished(config)
+        sweep.keep(config, runs)
+        made = config.wanted(choice["chosen"], config.seeds[0])
+        numbers = {
+            "dataset": made.dataset,
+            "eps": parse_eps(made.eval_eps),
+            "runs": [run.folder.path.name for run in runs.values()],
+            "choice": choice,
+            "judged": judged,
+            "environment": environment(),
+        }
+        atomic_write(config.out / "strong.json", to_json(numbers))
+        text = to_markdown(config, choice, judged)
+        atomic_write(config.out / "strong.md", text)
+        print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(expand_paths(tyro.cli(Config, description=__doc__)))))
