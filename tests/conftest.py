@@ -13,8 +13,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-# torch 2.14's oneDNN now and then writes past the end of a buffer in the float32 weight gradient of convolutions as
-# narrow as those of the tests (4 channels; "corrupted size vs. prev_size" in mkldnn_convolution_backward_weights)
+# oneDNN writes past the end of a buffer in the float32 weight gradient of shortcuts as narrow as those of the tests
+# (apart_fast/models/thinning.py): a step of ours avoids that, the plain ones that it is compared with do not
 torch.backends.mkldnn.set_flags(False)
 
 THREADS = torch.get_num_threads()

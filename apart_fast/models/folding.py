@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from apart_fast.models.channels_last import PlainLayout
-from apart_fast.models.stem import find_stem, keep_stem_precise, layer_class
+from apart_fast.models.dressing import layer_class
+from apart_fast.models.stem import find_stem, keep_stem_precise
 
 # of the largest logit: far above rounding, far below what a wrong fold does
 _TOLERANCE = 1e-2

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apart_fast.models.dressing import Dress, Dressed, layer_class
 from apart_fast.models.ieee_conv import ieee_conv2d
 from apart_fast.models.modes import evaluating
 from apart_fast.precision import float32_as
@@ -18,7 +19,7 @@ from apart_fast.precision import float32_as
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-class _Precise:
+class _Precise(Dress):
     """Mixed into the class of the first layer: leaves autocast, and TF32, for the layer's own arithmetic."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,14 +37,6 @@ class _Precise:
             return ieee_conv2d(x, layer.weight, layer.bias, *settings)
         with float32_as("ieee"):
             return super().forward(x)  # type: ignore[misc]
-
-    def __reduce_ex__(self, protocol: Any) -> tuple:
-        made: Any = super().__reduce_ex__(max(protocol, 2))
-        _, (kind,), *rest = made  # copyreg.__newobj__, (class,), state, ...
-        return (_new_precise, (kind.__bases__[1],), *rest)  # pickle does not find a class that was made here
-
-
-_PRECISE: dict[type, type] = {}  # class of a layer -> the same, precise
 
 
 def find_stem(model: nn.Module, sample: Tensor) -> nn.Module | None:
@@ -63,23 +56,7 @@ def find_stem(model: nn.Module, sample: Tensor) -> nn.Module | None:
     return called[0] if called else None
 
 
-class PreciseStem:
-    """Handle of a first layer that leaves autocast."""
-
-    def __init__(self, layer: nn.Module):
-        self.layer = layer
-        self._mine = not isinstance(layer, _Precise)
-        if self._mine:
-            layer.__class__ = _precise(type(layer))
-
-    def remove(self) -> None:
-        """Give the layer the class back that it came with, unless somebody else had changed it before."""
-        if self._mine:
-            self.layer.__class__ = layer_class(self.layer)
-            self._mine = False
-
-
-def keep_stem_precise(model: nn.Module, sample: Tensor) -> PreciseStem | None:
+def keep_stem_precise(model: nn.Module, sample: Tensor) -> Dressed | None:
     """Let the model's first layer compute outside autocast, in place.
 
     Args:
@@ -96,20 +73,4 @@ def keep_stem_precise(model: nn.Module, sample: Tensor) -> PreciseStem | None:
             stacklevel=2,
         )
         return None
-    return PreciseStem(stem)
-
-
-def layer_class(layer: nn.Module) -> type[nn.Module]:
-    """The class of a layer as it came, whether or not it is kept precise."""
-    kind = type(layer)
-    return kind.__bases__[1] if issubclass(kind, _Precise) else kind
-
-
-def _precise(kind: type) -> type:
-    """One class for each, made once: state_dict, isinstance, deepcopy and pickle work as before."""
-    return _PRECISE.setdefault(kind, type(f"Precise{kind.__name__}", (_Precise, kind), {}))
-
-
-def _new_precise(kind: type) -> Any:
-    made: Any = _precise(kind)
-    return made.__new__(made)
+    return Dressed(stem, _Precise)
