@@ -16,6 +16,7 @@ from apart_fast import Apart, Method, UserError, get_method
 from apart_fast.step.grey import EVERY, LEAST, MOST
 from apart_fast.step.methods import METHODS, Loss
 from apart_fast.step.momentum import scale_of
+from apart_fast.step.ranks import Ranks
 
 CLASSES, LR, SMOOTHING, SEED = 5, 0.2, 0.1, 3
 
@@ -440,3 +441,9 @@ def test_what_cannot_be_made_is_told():
         made_of("fgsm-pgi", omega_dtype=torch.int8)
     with pytest.raises(UserError, match="fgsm-uap remembers nothing of each example"):
         made_of("fgsm-uap", omega_device="host")
+
+
+def test_liet_is_refused_where_several_processes_train():
+    ranks = Ranks(exchange=None, examples=torch.arange(N), total=2 * N)
+    with pytest.raises(UserError, match="method liet draws for the whole batch: train it with one process"):
+        made_of("liet", ranks=ranks)
