@@ -256,7 +256,7 @@ PARTS: dict[str, Part] = {
     ),
     "apart-30-compile": _training("apart-30-compile", "apart", 30, "--compile", factor=1.5, how="with compiling"),
     **_methods_parts(),
-    "strong": _training("strong", "apart", 60, "--recipe", "strong"),
+    "strong": _training("strong", "apart", 100, "--recipe", "strong"),
     "strong-autoattack": _evaluation("strong-autoattack", "strong", "clean", "pgd-20", "autoattack"),
     "long-apart": _training("long-apart", "apart", 200, "--recipe", "long", "--keep-weights", "10"),
     "long-pgd-10": _training("long-pgd-10", "pgd-10", 200, "--recipe", "long", "--keep-weights", "10"),
@@ -270,7 +270,7 @@ def seconds_left(name: str, place: Place) -> float:
         done = len(log.read_text().splitlines())
     except OSError:
         return part.seconds
-    epochs = {"strong": 60, "long-apart": 200, "long-pgd-10": 200}.get(name, 30)
+    epochs = {"strong": 100, "long-apart": 200, "long-pgd-10": 200}.get(name, 30)
     return START + (part.seconds - START) * max(0.0, 1 - done / epochs)
 
 

@@ -37,7 +37,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(write, monkeypatch
     assert found == TrainConfig.of(
         "strong", config=path, lr=0.05, batch_size=64, eps="8/255", points=("layer1.*.conv1",), ema=0.0
     )
-    assert found.epochs == 60 and type(found.ema) is float
+    assert found.epochs == 100 and type(found.ema) is float
     assert settings_of([f"--config={path}", "--recipe", "strong"], monkeypatch).batch_size == 64
     with pytest.raises(UserError, match="--recipe small and the recipe strong of .* contradict each other"):
         settings_of(["--config", path, "--recipe", "small"], monkeypatch)

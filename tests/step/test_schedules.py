@@ -95,7 +95,7 @@ def test_settings_that_contradict_each_other_are_told(settings, line):
         TrainConfig(**settings).check()
 
 
-@pytest.mark.parametrize("recipe", ["strong", "small"])
+@pytest.mark.parametrize("recipe", ["demo", "small"])
 def test_a_recipe_with_a_cycle_takes_any_schedule(recipe):
     TrainConfig.of(recipe, schedule="cosine").check()
     TrainConfig.of(recipe, schedule="onecycle", schedule_per="epoch").check()
