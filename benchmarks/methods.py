@@ -108,7 +108,11 @@ def judge(config: Config) -> None:
 
 def cost(config: Config) -> None:
     """Time a step of each method, in turns; cost.json."""
-    sweep.measure_costs(config, {method: config.wanted(method, 0) for method in config.methods}, config.rounds)
+    sweep.measure_costs(config, _timed(config), config.rounds)
+
+
+def _timed(config: Config) -> dict[str, TrainConfig]:
+    return {method: config.wanted(method, 0) for method in config.methods}
 
 
 def table(config: Config) -> None:
@@ -116,7 +120,7 @@ def table(config: Config) -> None:
     runs = sweep.finished(config, say=True)
     if not runs:
         raise UserError(f"no finished run in {config.runs}: let the stage train end first")
-    costs, rows = sweep.costs(config), []
+    costs, rows = sweep.costs(config, _timed(config)), []
     for method in config.methods:
         mine = {seed: run for (name, seed), run in runs.items() if name == method}
         if mine:
@@ -130,7 +134,7 @@ def table(config: Config) -> None:
 
 WEIGHTS = {
     "last": "last weights",
-    "best": "the better of the weights and their average after any validated epoch, by PGD-10 on validation images",
+    "best": "the better of the weights and their average after any epoch, by PGD-10 on validation images",
 }
 
 
@@ -141,8 +145,8 @@ def _about_table(config: Config) -> str:
         f"# Methods on {made.dataset}, recipe {config.recipe}\n\n"
         f"{made.epochs} epochs of {made.train_images or 'all'} images, {made.model} of width factor {made.width}, "
         f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}, eps {made.eps} in training, step decay "
-        f"{made.step_decay:g}; {WEIGHTS[sweep.judged_weights(made)]}, mean over the seeds, test images in brackets; "
-        f"attacks within {made.eval_eps}. "
+        f"{made.step_decay:g}; {WEIGHTS[sweep.judged_weights(made)]}, mean and standard deviation over the seeds, "
+        f"test images in brackets; attacks within {made.eval_eps}. "
         "Step times: medians with quartiles, taken in turns in one process.\n\n"
     )
 
@@ -152,14 +156,17 @@ def pictures(config: Config) -> None:
     runs = sweep.finished(config)
     common = dict(data_dir=config.data_dir, device=config.device, out=config.out)
     paths = [run.folder.path for run in runs.values()]
-    watched = [run.folder.path for (method, _), run in runs.items() if method in ("fgsm", "fgsm+", "apart")]
+    kept = {key: run for key, run in runs.items() if run.folder.kept_weights()}
+    if missing := [run.folder.path.name for key, run in runs.items() if key not in kept]:
+        print(f"note: {', '.join(missing)} kept no weights of their epochs: only their curves are drawn")
+    watched = [run.folder.path for (method, _), run in kept.items() if method in ("fgsm", "fgsm+", "apart")]
     curves.run(CurvesConfig(runs=tuple(paths), **common))
     reference = runs.get((REFERENCE, config.seeds[0]))
     if reference and watched:
         collapse.run(CollapseConfig(runs=tuple(watched), reference=reference.folder.path, images=500, **common))
     if watched:
         gradients.run(GradientsConfig(runs=tuple(watched), **common))
-    fallen = runs.get(("fgsm", config.seeds[0]))
+    fallen = kept.get(("fgsm", config.seeds[0]))
     if fallen:
         perturbations.run(
             PerturbationsConfig(run=fallen.folder.path, reference=reference and reference.folder.path, **common)
@@ -182,6 +189,8 @@ def main(config: Config) -> None:
     Raises:
         UserError: no such stage, or what a stage says.
     """
+    if not config.methods:
+        raise UserError("--methods: give at least one")
     unknown = set(config.stages) - STAGES.keys()
     if unknown:
         raise UserError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")

@@ -60,13 +60,9 @@ def to_markdown(rows: list[dict], about: str, reference: str) -> str:
     attacks = [a for a in ("clean", "pgd-20", "pgd-50", "autoattack") if any(a in row for row in rows)]
     titles = {"clean": "clean", "pgd-20": "PGD-20", "pgd-50": "PGD-50 x 10", "autoattack": "AutoAttack"}
     images = {a: max(row[a]["images"] for row in rows if a in row) for a in attacks}
-    head = [
-        "method",
-        "seeds",
-        *(f"{titles[a]} ({images[a]:,})" for a in attacks),
-        "PGD-20, worst seed",
-        "PGD-20, best weights",
-    ]
+    tested = any(row["best_weights_pgd20"] is not None for row in rows)
+    head = ["method", "seeds", *(f"{titles[a]} ({images[a]:,})" for a in attacks), "PGD-20, worst seed"]
+    head += ["PGD-20, best weights"] if tested else []
     head += ["collapsed at epoch (by seed)", "passes", f"step / {reference} step", "omega MB"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
@@ -76,7 +72,8 @@ def to_markdown(rows: list[dict], about: str, reference: str) -> str:
             *(make_cell(row, a, images[a]) for a in attacks),
         ]
         best = row["best_weights_pgd20"]
-        cells += [f"{row['pgd-20']['worst']:.1%}" if "pgd-20" in row else "-", "-" if best is None else f"{best:.1%}"]
+        cells.append(f"{row['pgd-20']['worst']:.1%}" if "pgd-20" in row else "-")
+        cells += ["-" if best is None else f"{best:.1%}"] if tested else []
         fell = [", ".join(map(str, epochs)) or "no" for epochs in row["collapsed_at"].values()]
         cells.append(" / ".join(fell) if row["method"] != "standard" else "-")
         cells.append(f"{row['passes']} F")

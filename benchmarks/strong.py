@@ -8,6 +8,9 @@
 3. It and PGD-10 alone are judged on test images: clean, PGD-20, PGD-50 with 10 restarts, AutoAttack. Their difference
    is taken within a seed; its interval is Student's over the seeds.
 
+The networks that were chosen are the ones that are judged, and PGD-10 has one setting where APART has several, so the
+choice favours APART a little; the interval is of the seeds, not of the images.
+
 Writes strong.json and strong.md. Finished work is not repeated, and an unfinished run goes on where it was.
 """
 
@@ -144,27 +147,33 @@ def choose(config: Config) -> dict:
     return {"chosen": chosen, "images": config.wanted(chosen, config.seeds[0]).val_images, "rows": rows}
 
 
-def difference(mine: list[float], other: list[float]) -> tuple[float, float, float]:
-    """Mean of the differences within a seed, and its 95 % interval (Student's t over at least two seeds)."""
+def difference(mine: list[float], other: list[float]) -> dict:
+    """`mean` of the differences within a seed, and `interval`: 95 %, Student's t over the seeds; None of one seed."""
     found = [a - b for a, b in zip(mine, other, strict=True)]
     mean = statistics.mean(found)
+    if len(found) == 1:
+        return {"mean": mean, "interval": None}
     half = float(student.ppf(0.975, len(found) - 1)) * statistics.stdev(found) / len(found) ** 0.5
-    return mean, mean - half, mean + half
+    return {"mean": mean, "interval": (mean - half, mean + half)}
 
 
 def compare(config: Config, chosen: str) -> list[dict]:
-    """For each attack that has judged all seeds of both on the same images: both means, and the difference."""
-    runs = sweep.finished(config)
-    found = {name: [sweep.evaluation(runs[name, seed]) for seed in config.seeds] for name in (chosen, REFERENCE)}
-    rows = []
+    """For each attack the accuracies of both on the seeds that have been judged by it, and their difference, with its
+    interval (None of a single seed)."""
+    runs, rows = sweep.finished(config), []
     for attack in TITLES:
-        results = {name: [one.get(attack) for one in each] for name, each in found.items()}
-        there = [result for each in results.values() for result in each]
-        if any(result is None for result in there) or len({result["n"] for result in there}) > 1:
-            continue
-        values = {name: [result["accuracy"] for result in each] for name, each in results.items()}
-        mean, low, high = difference(values[chosen], values[REFERENCE])
-        rows.append({"attack": attack, "images": there[0]["n"], "by seed": values, "difference": [mean, low, high]})
+        found = {}
+        for seed in config.seeds:
+            both = [sweep.evaluation(runs[name, seed]).get(attack) for name in (chosen, REFERENCE)]
+            if both[0] and both[1] and both[0]["n"] == both[1]["n"]:
+                found[seed] = both
+        images = max((both[0]["n"] for both in found.values()), default=0)  # a judging that was stopped leaves fewer
+        found = {seed: both for seed, both in found.items() if both[0]["n"] == images}
+        if found:
+            mine, other = ([both[i]["accuracy"] for both in found.values()] for i in (0, 1))
+            by_seed = {chosen: mine, REFERENCE: other}
+            row = {"attack": attack, "images": images, "seeds": [*found], "by seed": by_seed}
+            rows.append(row | {"difference": difference(mine, other)})
     return rows
 
 
@@ -187,18 +196,26 @@ def to_markdown(config: Config, choice: dict, judged: list[dict]) -> str:
     for row in choice["rows"]:
         said = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
         lines.append(f"| {row['name']} | {said} | {row['clean']:.1%} | {row['pgd-20']:.1%} |")
+    if not judged:
+        return "\n".join(lines) + "\n"
     lines += [
         "",
-        "Judged on test images (difference in points, within a seed, 95 % interval over the seeds):",
+        "Judged on test images, the same networks that were chosen (difference in points, within a seed, 95 % interval "
+        "over the seeds, not over images):",
         "",
         f"| attack (images) | {chosen} | {REFERENCE} | difference |",
         "| --- | --- | --- | --- |",
     ]
     for row in judged:
         mine, other = (statistics.mean(row["by seed"][name]) for name in (chosen, REFERENCE))
-        mean, low, high = (100 * value for value in row["difference"])
         title = f"{TITLES[row['attack']]} ({row['images']:,})"
-        lines.append(f"| {title} | {mine:.1%} | {other:.1%} | {mean:+.1f} [{low:+.1f}, {high:+.1f}] |")
+        if len(row["seeds"]) < len(config.seeds):
+            title += f", seeds {', '.join(map(str, row['seeds']))} only"
+        said = f"{100 * row['difference']['mean']:+.1f}"
+        if row["difference"]["interval"]:
+            low, high = row["difference"]["interval"]
+            said += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+        lines.append(f"| {title} | {mine:.1%} | {other:.1%} | {said} |")
     return "\n".join(lines) + "\n"
 
 
@@ -218,6 +235,7 @@ def main(config: Config) -> None:
         return
     choice = choose(config)
     both = replace(config, candidates=(choice["chosen"],))
+    print(f"chosen on validation images: {choice['chosen']}")
     if "judge" in stages:
         sweep.judge(both, sweep.usual_jobs(config.strong_images, config.autoattack_images))
     if "table" in stages:

@@ -37,11 +37,12 @@ from apart_fast.units import parse_eps, usual_padding
 
 REFERENCE = "pgd-10"  # whose step the others are compared with
 RESTARTS = 10  # of PGD-50
-# settings that do not change what is learned, so that a run made with others is still the run asked for
+# settings that do not change what is judged, so that a run made with others is still the run asked for
 FREE = {
     *MOVABLE,
     *("recipe", "out", "resume", "threads", "keep_weights", "checkpoint_every", "log_every", "val_every", "test"),
 }
+COUNTS = {"val_every"}  # of these, where validation chooses the weights
 KEPT = (
     "config.json",
     "environment.json",
@@ -96,7 +97,8 @@ def finished(sweep: Sweep, say: bool = False) -> Runs:
         if (path / "config.json").is_file():
             folder, made = RunFolder.open(path)
             wanted = sweep.wanted(name, seed)
-            names = [f.name for f in fields(made) if f.name not in FREE]
+            free = FREE - COUNTS if judged_weights(wanted) == "best" else FREE
+            names = [f.name for f in fields(made) if f.name not in free]
             other = [field for field in names if getattr(made, field) != getattr(wanted, field)]
             if other:
                 raise UserError(f"{path} was made with another {', '.join(other)}: choose another --runs, or delete it")
@@ -151,7 +153,10 @@ def judged_weights(made: TrainConfig) -> str:
 
 
 def judge(sweep: Sweep, jobs: Iterable[Job]) -> None:
-    """Attack the weights of each finished run on test images; evaluation.json and card.json in its folder."""
+    """Attack the weights of each finished run on test images; evaluation.json and card.json in its folder.
+
+    What was judged before on as many images or more stays.
+    """
     for job in jobs:
         for run, known in _attack(sweep, job, "test", evaluation):
             run.folder.write("evaluation.json", _about(run) | {"attacks": known})
@@ -174,9 +179,10 @@ def _attack(
         data = load_dataset(run.config.dataset, sweep.data_dir)
         shown = getattr(split(run.config, data), which)
         if job.images is not None:  # fewer or more than the run is tested on
-            shown = subset(data.test, min(len(data.test), job.images))
+            whole = data.test if which == "test" else shown
+            shown = subset(whole, min(len(whole), job.images))
         n, known = len(shown), read(run)
-        if all(known.get(attack, {}).get("n") == n for attack in job.attacks):
+        if all(known.get(attack, {}).get("n", 0) >= n for attack in job.attacks):
             continue
         path = getattr(run.folder, judged_weights(run.config))
         state = load(path)
@@ -248,13 +254,14 @@ def measure_costs(sweep: Sweep, configs: dict[str, TrainConfig], rounds: int) ->
         not among them).
     """
     assert sweep.out is not None
+    first = next(iter(configs.values()))
     device = pick_device(sweep.device)
     if device.type == "cpu":
         keep_freed_memory()  # as in training
-    data = load_dataset(next(iter(configs.values())).dataset, sweep.data_dir)
+    data = load_dataset(first.dataset, sweep.data_dir)
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(next(iter(configs.values())).threads or threads)
+        torch.set_num_threads(first.threads or threads)
         timings = interleave(
             {name: _step(made, data, device) for name, made in configs.items()},
             rounds=rounds,
@@ -267,8 +274,9 @@ def measure_costs(sweep: Sweep, configs: dict[str, TrainConfig], rounds: int) ->
             name: {
                 "seconds": timings.median(name),
                 "over_reference": asdict(timings.ratio(name, REFERENCE)) if compared else None,
+                "settings": _timed_settings(made, device),
             }
-            for name in configs
+            for name, made in configs.items()
         }
         atomic_write(sweep.out / "cost.json", to_json({"steps": rows, "environment": environment()}))
     finally:
@@ -276,11 +284,23 @@ def measure_costs(sweep: Sweep, configs: dict[str, TrainConfig], rounds: int) ->
     return rows
 
 
-def costs(sweep: Sweep) -> dict[str, dict]:
-    """What `measure_costs` has left in `out`; {} where it has not run."""
+def costs(sweep: Sweep, configs: dict[str, TrainConfig]) -> dict[str, dict]:
+    """What `measure_costs` has left in `out` for `configs`, as far as it was timed with the same settings."""
     assert sweep.out is not None
     measured = read_if_there(sweep.out / "cost.json", Object, "remove it, and it is measured again")
-    return measured["steps"] if measured else {}
+    steps = measured["steps"] if measured else {}
+    device = pick_device(sweep.device)
+    return {
+        name: steps[name]
+        for name, made in configs.items()
+        if steps.get(name, {}).get("settings") == _timed_settings(made, device)
+    }
+
+
+def _timed_settings(made: TrainConfig, device: torch.device) -> dict:
+    """What a step's time depends on, in JSON's types."""
+    names = ("method", "dataset", "model", "width", "batch_size", "amp", "amp_dtype", "threads")
+    return {name: getattr(made, name) for name in names} | {"device": str(device)}
 
 
 def _step(made: TrainConfig, data: Dataset, device: torch.device) -> Callable[[], None]:

@@ -128,17 +128,23 @@ def reached(accuracies: list[float], target: float) -> int | None:
     return first if first < len(accuracies) else None
 
 
+def check_validated(run: Run) -> None:
+    """Refuse a run that was not validated after each epoch.
+
+    Raises:
+        UserError: so it is.
+    """
+    if any(MEASURE not in record for record in run.records):
+        raise UserError(f"{run.folder.path} was not validated after each epoch: choose another --runs, or delete it")
+
+
 def curve(run: Run, images: int, step_seconds: float) -> dict:
     """`seconds`, `passes` (of single images) and `accuracy` at the end of each epoch of a run on so many images.
 
     Args:
         step_seconds: of a whole batch; a smaller one counts as the part of it that it is.
 
-    Raises:
-        UserError: an epoch was not validated.
     """
-    if any(MEASURE not in record for record in run.records):
-        raise UserError(f"{run.folder.path} was not validated after each epoch: choose another --runs, or delete it")
     passes, epochs = get_method(run.config.method).passes * images, range(1, len(run.records) + 1)
     return {
         "seconds": [epoch * images / run.config.batch_size * step_seconds for epoch in epochs],
@@ -205,7 +211,9 @@ def draw(numbers: dict) -> Figure:
                 axes.plot(x, y, color=colours[method], lw=1.2, alpha=0.8, label=label)
         for target in numbers["targets"]:
             axes.axhline(target, color="0.5", lw=0.8, ls=":")
-        axes.set(xscale="log", xlabel={"seconds": "minutes of training", "passes": "10^6 passes of an image"}[unit])
+        axes.set(
+            xscale="log", xlabel={"seconds": "minutes of training steps", "passes": "10^6 passes of an image"}[unit]
+        )
         axes.grid(alpha=0.3, which="both")
     figure.axes[0].set_ylabel(f"PGD-20 accuracy on {numbers['images']:,} validation images (%)")
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -222,7 +230,9 @@ def about(config: Config) -> str:
         f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}, eps {made.eps} in training; PGD-20 within "
         f"{made.eval_eps} on {made.val_images} validation images after each epoch. Medians over the seeds until a "
         "target is reached and held to the end; in brackets how many seeds do, where not all. Seconds: steps until "
-        "then times the median of a step, timed in turns in one process.\n\n"
+        "then times the median of a step with its update, timed in turns in one process, without loading, averaging of "
+        "the weights, and what a method does now and then only (directions at a grey image)."
+        f"{' What is validated is the average of the weights.' if made.ema else ''}\n\n"
     )
 
 
@@ -235,14 +245,16 @@ def main(config: Config) -> None:
     config.check()
     assert config.out is not None
     output.check(config.out, NAME)
+    for run in sweep.finished(config).values():
+        check_validated(run)  # before hours of training
     if config.train:
         sweep.train_missing(config)
     runs = sweep.finished(config, say=True)
     if not runs:
         raise UserError(f"no finished run in {config.runs}: leave out --no-train")
     timed = {method: config.wanted(method, config.seeds[0]) for method in config.methods}
-    costs = sweep.costs(config)
-    if not timed.keys() <= costs.keys():
+    costs = sweep.costs(config, timed)
+    if costs.keys() < timed.keys():
         costs = sweep.measure_costs(config, timed, config.rounds)
     made = config.wanted(config.methods[0], config.seeds[0])
     there = len(load_dataset(made.dataset, config.data_dir).train) - made.val_images

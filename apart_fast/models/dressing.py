@@ -3,7 +3,9 @@
 state_dict, isinstance, deepcopy and pickle work as before, and hooks stay, which a layer in place of it would lose.
 """
 
+from collections import Counter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -20,21 +22,31 @@ class Dress:
 _MADE: dict[tuple[type, type], type] = {}  # (dress, class of a layer) -> the same, dressed
 
 
+_HANDLES: WeakKeyDictionary[nn.Module, Counter[type[Dress]]] = WeakKeyDictionary()  # layer -> handles of each dress
+
+
 class Dressed:
-    """Handle of a layer whose class has `dress` mixed in."""
+    """Handle of a layer whose class has `dress` mixed in; several may hold the same."""
 
     def __init__(self, layer: nn.Module, dress: type[Dress]):
-        self.layer = layer
-        self._before = None if isinstance(layer, dress) else type(layer)
-        if self._before is not None:
-            layer.__class__ = _dressed(self._before, dress)
+        self.layer, self._dress = layer, dress
+        held = _HANDLES.setdefault(layer, Counter())
+        self._mine = held[dress] > 0 or not isinstance(layer, dress)  # the copy of a dressed layer is nobody's
+        if self._mine:
+            held[dress] += 1
+        if not isinstance(layer, dress):
+            layer.__class__ = _dressed(type(layer), dress)
 
     def remove(self) -> None:
-        """Give the layer the class back that it came with, unless somebody else had dressed it before; of several
-        handles of a layer, the last one first."""
-        if self._before is not None:
-            self.layer.__class__ = self._before
-            self._before = None
+        """Take the dress off where no other handle holds it; the layer's own class is the one it came with."""
+        if not self._mine:
+            return
+        self._mine = False
+        held = _HANDLES[self.layer]
+        held[self._dress] -= 1
+        if held[self._dress] == 0:
+            kind = type(self.layer)
+            self.layer.__class__ = _wearing(_plain(kind), *(worn for worn in _worn(kind) if worn is not self._dress))
 
 
 def layer_class(layer: nn.Module) -> type[nn.Module]:
@@ -59,7 +71,12 @@ def _dressed(kind: type, dress: type[Dress]) -> type:
     return _MADE.setdefault((dress, kind), type(name, (dress, kind), {}))
 
 
-def _anew(kind: type, *worn: type[Dress]) -> Any:
-    for dress in worn:
+def _wearing(kind: type, *dresses: type[Dress]) -> type:
+    for dress in dresses:
         kind = _dressed(kind, dress)
-    return kind.__new__(kind)
+    return kind
+
+
+def _anew(kind: type, *dresses: type[Dress]) -> Any:
+    made = _wearing(kind, *dresses)
+    return made.__new__(made)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from apart_fast.models.dressing import Dress, Dressed, layer_class
 
-_WIDEST = 16  # channels in a block
+_WIDEST = 16  # channels of a block
 
 
 class _Thinned(Dress):
@@ -35,6 +35,6 @@ def _affected(model: nn.Module) -> Iterator[nn.Module]:
     for layer in model.modules():
         if not (isinstance(layer, nn.Conv2d) and layer_class(layer) is nn.Conv2d):
             continue  # a class of its own may do something else
-        pointwise = layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid", "same")
+        pointwise = layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid")
         if pointwise and layer.stride != (1, 1) and layer.in_channels // layer.groups < _WIDEST:
             yield layer

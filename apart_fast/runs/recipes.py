@@ -42,6 +42,7 @@ RECIPES: dict[str, dict] = {
         "epochs": 10,
         "schedule_per": "step",
         "ema": 0.97,
+        "val_every": 1,
     },
     "small": {
         "width": 0.25,

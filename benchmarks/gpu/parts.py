@@ -31,7 +31,7 @@ SPEED = ("verify-kernels", "verify-steps")  # nothing is timed before these pass
 # a training of seconds on a CPU
 _TINY = "--width 0.0625 --batch-size 16 --train-images 64 --val-images 16 --test-images 16 --probe-images 16"
 TINY = [*_TINY.split(), "--threads", "1"]
-SHORT = ["--epochs", "1", "--cycle", "1"]
+SHORT = ["--epochs", "1"]
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ PARTS: dict[str, Part] = {
     ),
     "apart-30-compile": _training("apart-30-compile", "apart", 30, "--compile", factor=1.5, how="with compiling"),
     **_methods_parts(),
-    "strong": _training("strong", "apart", 100, "--recipe", "strong"),
+    "strong": _training("strong", "apart+js", 100, "--recipe", "strong"),
     "strong-autoattack": _evaluation("strong-autoattack", "strong", "clean", "pgd-20", "autoattack"),
     "long-apart": _training("long-apart", "apart", 200, "--recipe", "long", "--keep-weights", "10"),
     "long-pgd-10": _training("long-pgd-10", "pgd-10", 200, "--recipe", "long", "--keep-weights", "10"),

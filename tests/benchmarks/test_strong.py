@@ -89,8 +89,22 @@ def test_validation_is_of_the_weights_that_count_and_not_repeated(config, monkey
 
 
 def test_the_difference_is_taken_within_a_seed():
-    mean, low, high = strong.difference([0.32, 0.34, 0.33], [0.30, 0.31, 0.32])
-    assert mean == pytest.approx(0.02) and (low, high) == pytest.approx((0.02 - 0.02484, 0.02 + 0.02484), abs=1e-5)
+    found = strong.difference([0.32, 0.34, 0.33], [0.30, 0.31, 0.32])
+    assert found["mean"] == pytest.approx(0.02)
+    assert found["interval"] == pytest.approx((0.02 - 0.02484, 0.02 + 0.02484), abs=1e-5)
+    assert strong.difference([0.3], [0.2]) == {"mean": pytest.approx(0.1), "interval": None}
+
+
+def test_seeds_that_are_not_judged_are_left_out_and_named(config, monkeypatch):
+    results = {("fgsm", 0): (0.4, 9), ("n-fgsm", 0): (0.3, 9), ("fgsm", 1): (0.6, 9), ("n-fgsm", 1): (0.1, 5)}
+    monkeypatch.setattr(sweep, "finished", lambda _: {key: key for key in results})
+    monkeypatch.setattr(
+        sweep, "evaluation", lambda key: {"pgd-20": {"accuracy": results[key][0], "n": results[key][1]}}
+    )
+    (row,) = strong.compare(config, "fgsm")
+    assert row["seeds"] == [0] and row["images"] == 9 and row["difference"]["mean"] == pytest.approx(0.1)
+    choice = {"chosen": "fgsm", "images": 6, "rows": []}
+    assert "| PGD-20 (9), seeds 0 only | 40.0% | 30.0% | +10.0 |" in strong.to_markdown(config, choice, [row])
 
 
 @pytest.mark.parametrize(
