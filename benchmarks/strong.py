@@ -36,8 +36,8 @@ from benchmarks.sweep import REFERENCE
 
 # name -> settings beside the recipe's; only APART's own, so that PGD-10 has the same rates, smoothing and average
 CANDIDATES: dict[str, dict] = {
-    "apart": {"method": "apart"},
-    "apart+js": {"method": "apart+js"},
+    "apart": {"method": "apart", "step_decay": 1200.0},
+    "apart+js": {"method": "apart+js", "step_decay": 1200.0},
     "apart+js-400": {"method": "apart+js", "step_decay": 400.0},
 }
 STAGES = ("train", "choose", "judge", "table")
@@ -106,7 +106,6 @@ class Config:
             amp=self.amp,
             device=self.device,
             threads=self.threads,
-            val_every=1,
             test=False,
             out=self.folder(name, seed),
         )

@@ -155,7 +155,7 @@ def judged_weights(made: TrainConfig) -> str:
 def judge(sweep: Sweep, jobs: Iterable[Job]) -> None:
     """Attack the weights of each finished run on test images; evaluation.json and card.json in its folder.
 
-    What was judged before on as many images or more stays.
+    What was judged on as many images before stays; on another number it is judged anew, so that all rows are alike.
     """
     for job in jobs:
         for run, known in _attack(sweep, job, "test", evaluation):
@@ -182,7 +182,7 @@ def _attack(
             whole = data.test if which == "test" else shown
             shown = subset(whole, min(len(whole), job.images))
         n, known = len(shown), read(run)
-        if all(known.get(attack, {}).get("n", 0) >= n for attack in job.attacks):
+        if all(known.get(attack, {}).get("n") == n for attack in job.attacks):
             continue
         path = getattr(run.folder, judged_weights(run.config))
         state = load(path)
@@ -290,11 +290,14 @@ def costs(sweep: Sweep, configs: dict[str, TrainConfig]) -> dict[str, dict]:
     measured = read_if_there(sweep.out / "cost.json", Object, "remove it, and it is measured again")
     steps = measured["steps"] if measured else {}
     device = pick_device(sweep.device)
-    return {
+    found = {
         name: steps[name]
         for name, made in configs.items()
         if steps.get(name, {}).get("settings") == _timed_settings(made, device)
     }
+    if other := [name for name in configs if name in steps and name not in found]:
+        print(f"note: {sweep.out / 'cost.json'} is of other settings for {', '.join(other)}: not used")
+    return found
 
 
 def _timed_settings(made: TrainConfig, device: torch.device) -> dict:

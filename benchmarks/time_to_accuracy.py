@@ -30,6 +30,7 @@ from apart_fast.errors import UserError
 from apart_fast.files import atomic_write, expand_paths
 from apart_fast.loaders import load_dataset
 from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.folder import RunFolder
 from apart_fast.runs.reading import Run
 from apart_fast.step.methods import get_method
 from apart_fast.units import Bounds, check_number, parse_eps
@@ -128,14 +129,16 @@ def reached(accuracies: list[float], target: float) -> int | None:
     return first if first < len(accuracies) else None
 
 
-def check_validated(run: Run) -> None:
-    """Refuse a run that was not validated after each epoch.
+def check_validated(config: Config) -> None:
+    """Refuse runs, finished or not, that are not validated after each epoch.
 
     Raises:
-        UserError: so it is.
+        UserError: there is one.
     """
-    if any(MEASURE not in record for record in run.records):
-        raise UserError(f"{run.folder.path} was not validated after each epoch: choose another --runs, or delete it")
+    for method, seed in config.all_runs():
+        path = config.folder(method, seed)
+        if (path / "config.json").is_file() and RunFolder.open(path)[1].val_every != 1:
+            raise UserError(f"{path} is not validated after each epoch: choose another --runs, or delete it")
 
 
 def curve(run: Run, images: int, step_seconds: float) -> dict:
@@ -245,8 +248,7 @@ def main(config: Config) -> None:
     config.check()
     assert config.out is not None
     output.check(config.out, NAME)
-    for run in sweep.finished(config).values():
-        check_validated(run)  # before hours of training
+    check_validated(config)  # before hours of training
     if config.train:
         sweep.train_missing(config)
     runs = sweep.finished(config, say=True)

@@ -20,6 +20,7 @@ class Dress:
 
 
 _MADE: dict[tuple[type, type], type] = {}  # (dress, class of a layer) -> the same, dressed
+_PARTS: dict[type, tuple[type, type]] = {}  # and back
 
 
 _HANDLES: WeakKeyDictionary[nn.Module, Counter[type[Dress]]] = WeakKeyDictionary()  # layer -> handles of each dress
@@ -42,10 +43,10 @@ class Dressed:
         if not self._mine:
             return
         self._mine = False
-        held = _HANDLES[self.layer]
+        held = _HANDLES.get(self.layer, Counter({self._dress: 1}))  # the layer of a copied handle has no others
         held[self._dress] -= 1
-        if held[self._dress] == 0:
-            kind = type(self.layer)
+        kind = type(self.layer)
+        if held[self._dress] == 0 and kind in _PARTS:  # else somebody has put a class of theirs on top
             self.layer.__class__ = _wearing(_plain(kind), *(worn for worn in _worn(kind) if worn is not self._dress))
 
 
@@ -55,28 +56,30 @@ def layer_class(layer: nn.Module) -> type[nn.Module]:
 
 
 def _plain(kind: type) -> type:
-    while issubclass(kind, Dress):
-        kind = kind.__bases__[1]
+    while kind in _PARTS:
+        kind = _PARTS[kind][1]
     return kind
 
 
-def _worn(kind: type) -> list[type[Dress]]:
+def _worn(kind: type) -> list[type]:
     """The innermost first."""
-    return [*_worn(kind.__bases__[1]), kind.__bases__[0]] if issubclass(kind, Dress) else []
+    return [*_worn(_PARTS[kind][1]), _PARTS[kind][0]] if kind in _PARTS else []
 
 
-def _dressed(kind: type, dress: type[Dress]) -> type:
+def _dressed(kind: type, dress: type) -> type:
     """One class for each, made once."""
     name = f"{dress.__name__.lstrip('_')}{kind.__name__}"
-    return _MADE.setdefault((dress, kind), type(name, (dress, kind), {}))
+    made = _MADE.setdefault((dress, kind), type(name, (dress, kind), {}))
+    _PARTS[made] = (dress, kind)
+    return made
 
 
-def _wearing(kind: type, *dresses: type[Dress]) -> type:
+def _wearing(kind: type, *dresses: type) -> type:
     for dress in dresses:
         kind = _dressed(kind, dress)
     return kind
 
 
-def _anew(kind: type, *dresses: type[Dress]) -> Any:
-    made = _wearing(kind, *dresses)
+def _anew(kind: type, *dresses: type) -> Any:
+    made: Any = _wearing(kind, *dresses)
     return made.__new__(made)

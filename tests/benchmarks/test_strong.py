@@ -20,6 +20,7 @@ TINY = {
     "lr": 0.05,
     "ema": 0.9,
     "best_of": "both",
+    "val_every": 1,
     "device": "cpu",
     "progress": False,
 }

@@ -116,3 +116,17 @@ def test_a_first_layer_can_be_both_and_be_copied_and_pickled():
         handle.remove()
         handle.remove()  # a second time it does nothing
     assert type(model[0]) is nn.Conv2d
+
+
+def test_a_copied_handle_and_a_class_put_on_top():
+    model = build_model("preact_resnet18", 10, width=0.125)
+    apart = Apart(model, 8, (32, 32, 3), method="fgsm")
+    copied = copy.deepcopy(apart)
+    copied.remove()
+    assert worn(copied.model) == [] and worn(model) == ["ThinnedConv2d"]
+    apart.remove()
+    layer = nn.Conv2d(4, 6, 1, 2)
+    (handle,) = thin_out(layer)
+    nn.utils.parametrizations.weight_norm(layer)
+    handle.remove()  # the class that torch has put on top stays
+    assert layer(torch.rand(2, 4, 5, 5)).shape == (2, 6, 3, 3)
