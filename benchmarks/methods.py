@@ -29,37 +29,23 @@ from apart_fast.runs.environment import environment
 from apart_fast.step.methods import get_method
 from benchmarks import sweep
 from benchmarks.methods_table import make_row, to_markdown
-from benchmarks.sweep import REFERENCE
+from benchmarks.sweep import REFERENCE, Sweep
 
 METHODS = tuple(get_method(base).name for base in FAMILY)
 
 
 @dataclass
-class Config:
+class Config(Sweep):
     """Compare the methods: train, judge, time, tabulate, draw."""
 
-    data_dir: Path = Path("data")
-    """Where the data lies, or is downloaded to."""
-    recipe: str = "small"
-    """Settings that all runs share: small (CPU), paper, ..."""
     methods: tuple[str, ...] = METHODS
     """Methods to compare."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds to train each of them with."""
-    amp: bool = False
-    """Train in bfloat16."""
     eps: str | None = None
     """Radius in training. None: that of the recipe."""
     step_decay: float | None = None
     """lambda, weight decay of the learned step sizes. None: that of the recipe."""
-    device: str | None = None
-    """cuda, cpu, ... None: a GPU if there is one."""
-    threads: int | None = None
-    """CPU threads of torch. None: as torch chooses."""
-    runs: Path | None = None
-    """Folder of the runs. None: runs/methods-<recipe>."""
-    out: Path | None = None
-    """Folder of what is worth keeping. None: benchmarks/results/methods-<recipe>."""
     strong_images: int = 200
     """Test images for PGD-50 with 10 restarts."""
     autoattack_images: int = 0
@@ -69,29 +55,13 @@ class Config:
     stages: tuple[str, ...] = ()
     """Any of train, judge, cost, table, pictures. None given: all."""
 
-    def __post_init__(self):
-        self.runs = self.runs or Path("runs") / f"methods-{self.recipe}"
-        self.out = self.out or Path("benchmarks/results") / f"methods-{self.recipe}"
+    def __post_init__(self) -> None:
+        self.place("methods", "methods")
 
     def wanted(self, method: str, seed: int) -> TrainConfig:
         """The settings of a run."""
         given = {name: getattr(self, name) for name in ("eps", "step_decay") if getattr(self, name) is not None}
-        return TrainConfig.of(
-            self.recipe,
-            **given,
-            data_dir=self.data_dir,
-            method=method,
-            seed=seed,
-            amp=self.amp,
-            device=self.device,
-            threads=self.threads,
-            keep_weights=1,
-            out=self.folder(method, seed),
-        )
-
-    def folder(self, method: str, seed: int) -> Path:
-        """Where a run lies."""
-        return self.runs / f"{method}-{seed}"
+        return self.settings(method, seed, method=method, keep_weights=1, **given)
 
     def all_runs(self) -> list[tuple[str, int]]:
         """(method, seed) of every run."""
@@ -143,8 +113,7 @@ def _about_table(config: Config) -> str:
     made = config.wanted(METHODS[0], 0)
     return (
         f"# Methods on {made.dataset}, recipe {config.recipe}\n\n"
-        f"{made.epochs} epochs of {made.train_images or 'all'} images, {made.model} of width factor {made.width}, "
-        f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}, eps {made.eps} in training, step decay "
+        f"{sweep.describe_training(made)}, eps {made.eps} in training, step decay "
         f"{made.step_decay:g}; {WEIGHTS[sweep.judged_weights(made)]}, mean and standard deviation over the seeds, "
         f"test images in brackets; attacks within {made.eval_eps}. "
         "Step times: medians with quartiles, taken in turns in one process.\n\n"

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from apart_fast.runs.reading import Run
 from apart_fast.step.methods import get_method
 
+TITLES = {"clean": "clean", "pgd-20": "PGD-20", "pgd-50": "PGD-50 x 10", "autoattack": "AutoAttack"}  # of the attacks
+
 
 def make_row(method: str, runs: dict[int, Run], evaluations: Iterable[dict[str, dict]], cost: dict | None) -> dict:
     """What is known of a method.
@@ -57,11 +59,10 @@ def make_cell(row: dict, attack: str, images: int) -> str:
 
 def to_markdown(rows: list[dict], about: str, reference: str) -> str:
     """The table, below `about`; `reference`: the method whose step the others are compared with."""
-    attacks = [a for a in ("clean", "pgd-20", "pgd-50", "autoattack") if any(a in row for row in rows)]
-    titles = {"clean": "clean", "pgd-20": "PGD-20", "pgd-50": "PGD-50 x 10", "autoattack": "AutoAttack"}
+    attacks = [a for a in TITLES if any(a in row for row in rows)]
     images = {a: max(row[a]["images"] for row in rows if a in row) for a in attacks}
     tested = any(row["best_weights_pgd20"] is not None for row in rows)
-    head = ["method", "seeds", *(f"{titles[a]} ({images[a]:,})" for a in attacks), "PGD-20, worst seed"]
+    head = ["method", "seeds", *(f"{TITLES[a]} ({images[a]:,})" for a in attacks), "PGD-20, worst seed"]
     head += ["PGD-20, best weights"] if tested else []
     head += ["collapsed at epoch (by seed)", "passes", f"step / {reference} step", "omega MB"]
     lines = [head, ["---"] * len(head)]

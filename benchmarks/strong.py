@@ -32,7 +32,8 @@ from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.environment import environment
 from apart_fast.units import parse_eps
 from benchmarks import sweep
-from benchmarks.sweep import REFERENCE
+from benchmarks.methods_table import TITLES
+from benchmarks.sweep import REFERENCE, Sweep
 
 # name -> settings beside the recipe's; only APART's own, so that PGD-10 has the same rates, smoothing and average
 CANDIDATES: dict[str, dict] = {
@@ -41,31 +42,18 @@ CANDIDATES: dict[str, dict] = {
     "apart+js-400": {"method": "apart+js", "step_decay": 400.0},
 }
 STAGES = ("train", "choose", "judge", "table")
-TITLES = {"clean": "clean", "pgd-20": "PGD-20", "pgd-50": "PGD-50 x 10", "autoattack": "AutoAttack"}
 
 
 @dataclass
-class Config:
+class Config(Sweep):
     """Choose the strongest settings on validation images, and judge them once."""
 
-    data_dir: Path = Path("data")
-    """Where the data lies, or is downloaded to."""
     recipe: str = "fastat-small"
     """Settings that all runs share."""
     candidates: tuple[str, ...] = tuple(CANDIDATES)
     """Which to choose from (benchmarks/strong.py)."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds to train each of them with; at least two."""
-    amp: bool = False
-    """Train in bfloat16."""
-    device: str | None = None
-    """cuda, cpu, ... None: a GPU if there is one."""
-    threads: int | None = None
-    """CPU threads of torch. None: as torch chooses."""
-    runs: Path | None = None
-    """Folder of the runs. None: runs/methods-<recipe>, which `methods.py` fills too."""
-    out: Path | None = None
-    """Folder of what is worth keeping. None: benchmarks/results/strong-<recipe>."""
     strong_images: int = 1000
     """Test images for PGD-50 with 10 restarts."""
     autoattack_images: int = 500
@@ -74,8 +62,7 @@ class Config:
     """Any of train, choose, judge, table. None given: all."""
 
     def __post_init__(self) -> None:
-        self.runs = self.runs or Path("runs") / f"methods-{self.recipe}"
-        self.out = self.out or Path("benchmarks/results") / f"strong-{self.recipe}"
+        self.place("methods", "strong")  # the runs are there for `methods.py` too
 
     def check(self) -> None:
         """Refuse what cannot be meant.
@@ -98,22 +85,8 @@ class Config:
 
     def wanted(self, name: str, seed: int) -> TrainConfig:
         """The settings of a run of a candidate, or of PGD-10."""
-        return TrainConfig.of(
-            self.recipe,
-            **({"method": REFERENCE} if name == REFERENCE else CANDIDATES[name]),
-            data_dir=self.data_dir,
-            seed=seed,
-            amp=self.amp,
-            device=self.device,
-            threads=self.threads,
-            test=False,
-            out=self.folder(name, seed),
-        )
-
-    def folder(self, name: str, seed: int) -> Path:
-        """Where a run lies."""
-        assert self.runs is not None
-        return self.runs / f"{name}-{seed}"
+        mine = {"method": REFERENCE} if name == REFERENCE else CANDIDATES[name]
+        return self.settings(name, seed, test=False, **mine)
 
     def all_runs(self) -> list[tuple[str, int]]:
         """(name, seed) of every run: a seed of all before the next one."""
@@ -182,8 +155,7 @@ def to_markdown(config: Config, choice: dict, judged: list[dict]) -> str:
     lines = [
         f"# The strongest settings on {made.dataset}, recipe {config.recipe}",
         "",
-        f"{made.epochs} epochs of {made.train_images or 'all'} images, {made.model} of width factor {made.width}, "
-        f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}; attacks within {made.eval_eps}; means over "
+        f"{sweep.describe_training(made)}; attacks within {made.eval_eps}; means over "
         f"seeds {', '.join(map(str, config.seeds))}.",
         "",
         f"Chosen on {choice['images']} validation images: **{chosen}** (highest PGD-20 accuracy of those whose clean "

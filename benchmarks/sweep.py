@@ -8,20 +8,21 @@ import functools
 import gc
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from apart_fast import Apart, build_model, evaluate
-from apart_fast.device import keep_freed_memory, pick_device
+from apart_fast.device import pick_device
 from apart_fast.errors import UserError
 from apart_fast.evaluation.judge import describe
 from apart_fast.files import atomic_write, to_json
 from apart_fast.kernels import Crops
 from apart_fast.loaders import Batch, Dataset, load_dataset, subset
 from apart_fast.measure.interleave import interleave
+from apart_fast.parallel.world import World
 from apart_fast.runs.card import write_card
 from apart_fast.runs.checkpoint import check_data, load, load_network
 from apart_fast.runs.config import MOVABLE, TrainConfig
@@ -31,7 +32,7 @@ from apart_fast.runs.json_files import Object, read_if_there
 from apart_fast.runs.reading import Run
 from apart_fast.step.optimizer import SGD
 from apart_fast.training.execution import GraphedStep
-from apart_fast.training.run import train
+from apart_fast.training.run import machine, train
 from apart_fast.training.setup import AMP_DTYPES, split
 from apart_fast.units import parse_eps, usual_padding
 
@@ -54,29 +55,55 @@ KEPT = (
 )
 
 
-class Sweep(Protocol):
-    """Which runs there are: each has a name (a method, or settings) and a seed.
+@dataclass
+class Sweep:
+    """What every sweep is told. A run has a name (a method, or settings) and a seed."""
 
-    Attributes:
-        data_dir, device: as in `TrainConfig`.
-        out: folder of what is worth keeping.
-    """
+    data_dir: Path = Path("data")
+    """Where the data lies, or is downloaded to."""
+    recipe: str = "small"
+    """Settings that all runs share: small (CPU), paper, ..."""
+    amp: bool = False
+    """Train in bfloat16."""
+    device: str | None = None
+    """cuda, cpu, ... None: a GPU if there is one."""
+    threads: int | None = None
+    """CPU threads of torch. None: as torch chooses."""
+    runs: Path | None = None
+    """Folder of the runs. None: runs/methods-<recipe>, or runs/time-<recipe> for the time to accuracy."""
+    out: Path | None = None
+    """Folder of what is worth keeping. None: benchmarks/results/<methods, strong or time>-<recipe>."""
 
-    data_dir: Path
-    device: str | None
-    out: Path | None
+    def place(self, runs: str, out: str) -> None:
+        """Let the folders that are not given be those of the recipe with these beginnings."""
+        self.runs = self.runs or Path("runs") / f"{runs}-{self.recipe}"
+        self.out = self.out or Path("benchmarks/results") / f"{out}-{self.recipe}"
+
+    def settings(self, name: str, seed: int, **given: Any) -> TrainConfig:
+        """Those of a run, with what is `given` beside what all runs share."""
+        shared = dict(data_dir=self.data_dir, amp=self.amp, device=self.device, threads=self.threads)
+        return TrainConfig.of(self.recipe, **shared, seed=seed, out=self.folder(name, seed), **given)
 
     def wanted(self, name: str, seed: int) -> TrainConfig:
         """The settings of a run."""
-        ...
+        raise NotImplementedError
 
     def folder(self, name: str, seed: int) -> Path:
         """Where a run lies."""
-        ...
+        assert self.runs is not None
+        return self.runs / f"{name}-{seed}"
 
     def all_runs(self) -> list[tuple[str, int]]:
         """(name, seed) of every run, in the order in which they are trained."""
-        ...
+        raise NotImplementedError
+
+
+def describe_training(made: TrainConfig) -> str:
+    """How long on what, for the text above a table."""
+    return (
+        f"{made.epochs} epochs of {made.train_images or 'all'} images, {made.model} of width factor {made.width}, "
+        f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}"
+    )
 
 
 Runs = dict[tuple[str, int], Run]
@@ -255,13 +282,8 @@ def measure_costs(sweep: Sweep, configs: dict[str, TrainConfig], rounds: int) ->
     """
     assert sweep.out is not None
     first = next(iter(configs.values()))
-    device = pick_device(sweep.device)
-    if device.type == "cpu":
-        keep_freed_memory()  # as in training
     data = load_dataset(first.dataset, sweep.data_dir)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(first.threads or threads)
+    with machine(first, World()) as device:  # as in training
         timings = interleave(
             {name: _step(made, data, device) for name, made in configs.items()},
             rounds=rounds,
@@ -279,8 +301,6 @@ def measure_costs(sweep: Sweep, configs: dict[str, TrainConfig], rounds: int) ->
             for name, made in configs.items()
         }
         atomic_write(sweep.out / "cost.json", to_json({"steps": rows, "environment": environment()}))
-    finally:
-        torch.set_num_threads(threads)
     return rows
 
 

@@ -41,13 +41,9 @@ METHODS = tuple(name for name in methods.METHODS if get_method(name).steps)  # w
 
 
 @dataclass
-class Config:
+class Config(sweep.Sweep):
     """Train the methods until they are robust, and say how long that took."""
 
-    data_dir: Path = Path("data")
-    """Where the data lies, or is downloaded to."""
-    recipe: str = "small"
-    """Settings that all runs share: small (CPU), paper, ..."""
     methods: tuple[str, ...] = METHODS
     """Methods to compare."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -56,24 +52,13 @@ class Config:
     """Accuracies under PGD-20 to reach, in percent."""
     epochs: int | None = None
     """Epochs of each run, and of the triangle of its learning rate. None: those of the recipe."""
-    amp: bool = False
-    """Train in bfloat16."""
-    device: str | None = None
-    """cuda, cpu, ... None: a GPU if there is one."""
-    threads: int | None = None
-    """CPU threads of torch. None: as torch chooses."""
-    runs: Path | None = None
-    """Folder of the runs. None: runs/time-<recipe>."""
-    out: Path | None = None
-    """Folder of what is worth keeping. None: benchmarks/results/time-<recipe>."""
     rounds: int = 9
     """Rounds in which a step of each method is timed in turn."""
     train: bool = True
     """Train what is missing. --no-train: tabulate what is there."""
 
     def __post_init__(self) -> None:
-        self.runs = self.runs or Path("runs") / f"time-{self.recipe}"
-        self.out = self.out or Path("benchmarks/results") / f"time-{self.recipe}"
+        self.place("time", "time")
 
     def check(self) -> None:
         """Refuse what cannot be meant.
@@ -98,24 +83,7 @@ class Config:
         given = {} if self.epochs is None else {"epochs": self.epochs}
         if given and TrainConfig.of(self.recipe).schedule == "triangle":
             given["cycle"] = self.epochs
-        return TrainConfig.of(
-            self.recipe,
-            **given,
-            data_dir=self.data_dir,
-            method=method,
-            seed=seed,
-            amp=self.amp,
-            device=self.device,
-            threads=self.threads,
-            val_every=1,
-            test=False,
-            out=self.folder(method, seed),
-        )
-
-    def folder(self, method: str, seed: int) -> Path:
-        """Where a run lies."""
-        assert self.runs is not None
-        return self.runs / f"{method}-{seed}"
+        return self.settings(method, seed, method=method, val_every=1, test=False, **given)
 
     def all_runs(self) -> list[tuple[str, int]]:
         """(method, seed) of every run: a seed of all methods before the next one, so that they compare at any time."""
@@ -229,8 +197,7 @@ def about(config: Config) -> str:
     made = config.wanted(config.methods[0], config.seeds[0])
     return (
         f"# Time to robust accuracy on {made.dataset}, recipe {config.recipe}\n\n"
-        f"{made.epochs} epochs of {made.train_images or 'all'} images, {made.model} of width factor {made.width}, "
-        f"batch {made.batch_size}, {'bfloat16' if made.amp else 'float32'}, eps {made.eps} in training; PGD-20 within "
+        f"{sweep.describe_training(made)}, eps {made.eps} in training; PGD-20 within "
         f"{made.eval_eps} on {made.val_images} validation images after each epoch. Medians over the seeds until a "
         "target is reached and held to the end; in brackets how many seeds do, where not all. Seconds: steps until "
         "then times the median of a step with its update, timed in turns in one process, without loading, averaging of "

@@ -19,10 +19,7 @@ class Dress:
         return (_anew, (_plain(kind), *_worn(kind)), *rest)  # pickle does not find a class that was made here
 
 
-_MADE: dict[tuple[type, type], type] = {}  # (dress, class of a layer) -> the same, dressed
-_PARTS: dict[type, tuple[type, type]] = {}  # and back
-
-
+_MADE: dict[tuple[type, ...], type] = {}  # (dress, class of a layer) -> the same, dressed
 _HANDLES: WeakKeyDictionary[nn.Module, Counter[type[Dress]]] = WeakKeyDictionary()  # layer -> handles of each dress
 
 
@@ -46,7 +43,7 @@ class Dressed:
         held = _HANDLES.get(self.layer, Counter({self._dress: 1}))  # the layer of a copied handle has no others
         held[self._dress] -= 1
         kind = type(self.layer)
-        if held[self._dress] == 0 and kind in _PARTS:  # else somebody has put a class of theirs on top
+        if held[self._dress] == 0 and _is_made(kind):  # else somebody has put a class of theirs on top
             self.layer.__class__ = _wearing(_plain(kind), *(worn for worn in _worn(kind) if worn is not self._dress))
 
 
@@ -55,23 +52,26 @@ def layer_class(layer: nn.Module) -> type[nn.Module]:
     return _plain(type(layer))
 
 
+def _is_made(kind: type) -> bool:
+    """Whether it is a class of this module, whose bases are the dress and what it is on."""
+    return _MADE.get(kind.__bases__) is kind
+
+
 def _plain(kind: type) -> type:
-    while kind in _PARTS:
-        kind = _PARTS[kind][1]
+    while _is_made(kind):
+        kind = kind.__bases__[1]
     return kind
 
 
 def _worn(kind: type) -> list[type]:
     """The innermost first."""
-    return [*_worn(_PARTS[kind][1]), _PARTS[kind][0]] if kind in _PARTS else []
+    return [*_worn(kind.__bases__[1]), kind.__bases__[0]] if _is_made(kind) else []
 
 
 def _dressed(kind: type, dress: type) -> type:
     """One class for each, made once."""
     name = f"{dress.__name__.lstrip('_')}{kind.__name__}"
-    made = _MADE.setdefault((dress, kind), type(name, (dress, kind), {}))
-    _PARTS[made] = (dress, kind)
-    return made
+    return _MADE.setdefault((dress, kind), type(name, (dress, kind), {}))
 
 
 def _wearing(kind: type, *dresses: type) -> type:
