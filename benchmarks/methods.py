@@ -58,6 +58,20 @@ class Config(Sweep):
     def __post_init__(self) -> None:
         self.place("methods", "methods")
 
+    def check(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UserError: no such method or stage, something twice, or a number that makes no sense.
+        """
+        sweep.check_methods(self.methods)
+        sweep.check_list("--seeds", self.seeds)
+        sweep.check_list("--stages", self.stages, tuple(STAGES), least=0)
+        sweep.check_count("--rounds", self.rounds, 1)
+        sweep.check_count("--strong-images", self.strong_images, 0)
+        sweep.check_count("--autoattack-images", self.autoattack_images, 0)
+        self.wanted(self.methods[0], self.seeds[0]).check()
+
     def wanted(self, method: str, seed: int) -> TrainConfig:
         """The settings of a run."""
         given = {name: getattr(self, name) for name in ("eps", "step_decay") if getattr(self, name) is not None}
@@ -156,16 +170,9 @@ def main(config: Config) -> None:
     """Run the stages.
 
     Raises:
-        UserError: no such stage, or what a stage says.
+        UserError: settings that make no sense, or what a stage says.
     """
-    if not config.methods:
-        raise UserError("--methods: give at least one")
-    unknown = set(config.stages) - STAGES.keys()
-    if unknown:
-        raise UserError(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)}")
-    for name, least in (("rounds", 1), ("strong_images", 0), ("autoattack_images", 0)):
-        if getattr(config, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} is too small: give at least {least}")
+    config.check()
     for name in config.stages or STAGES:
         STAGES[name](config)
 

@@ -52,8 +52,6 @@ class Config(Sweep):
     """Settings that all runs share."""
     candidates: tuple[str, ...] = tuple(CANDIDATES)
     """Which to choose from (benchmarks/strong.py)."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds to train each of them with; at least two."""
     strong_images: int = 1000
     """Test images for PGD-50 with 10 restarts."""
     autoattack_images: int = 500
@@ -70,17 +68,11 @@ class Config(Sweep):
         Raises:
             UserError: no such candidate or stage, something twice, or fewer than two seeds.
         """
-        for name, known in (("candidates", tuple(CANDIDATES)), ("stages", STAGES)):
-            given = getattr(self, name)
-            if unknown := [one for one in given if one not in known]:
-                raise UserError(f"--{name} {' '.join(unknown)}: choose from {', '.join(known)}")
-            if len(set(given)) < len(given) or (name == "candidates" and not given):
-                raise UserError(f"--{name} {' '.join(given)}: give at least one, and each once")
-        if len(set(self.seeds)) < max(2, len(self.seeds)):
-            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: give at least two, and each once")
-        for name in ("strong_images", "autoattack_images"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small: give at least 0")
+        sweep.check_list("--candidates", self.candidates, tuple(CANDIDATES))
+        sweep.check_list("--stages", self.stages, STAGES, least=0)
+        sweep.check_list("--seeds", self.seeds, least=2)
+        sweep.check_count("--strong-images", self.strong_images, 0)
+        sweep.check_count("--autoattack-images", self.autoattack_images, 0)
         self.wanted(self.candidates[0], self.seeds[0]).check()
 
     def wanted(self, name: str, seed: int) -> TrainConfig:

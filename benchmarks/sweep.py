@@ -7,7 +7,7 @@ one benchmark can take those of another. Finished work is not repeated, and an u
 import functools
 import gc
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,11 +30,12 @@ from apart_fast.runs.environment import environment
 from apart_fast.runs.folder import RunFolder
 from apart_fast.runs.json_files import Object, read_if_there
 from apart_fast.runs.reading import Run
+from apart_fast.step.methods import get_method
 from apart_fast.step.optimizer import SGD
 from apart_fast.training.execution import GraphedStep
 from apart_fast.training.run import machine, train
 from apart_fast.training.setup import AMP_DTYPES, split
-from apart_fast.units import parse_eps, usual_padding
+from apart_fast.units import Bounds, check_number, parse_eps, usual_padding
 
 REFERENCE = "pgd-10"  # whose step the others are compared with
 RESTARTS = 10  # of PGD-50
@@ -69,6 +70,8 @@ class Sweep:
     """cuda, cpu, ... None: a GPU if there is one."""
     threads: int | None = None
     """CPU threads of torch. None: as torch chooses."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds to train each with."""
     runs: Path | None = None
     """Folder of the runs. None: runs/methods-<recipe>, or runs/time-<recipe> for the time to accuracy."""
     out: Path | None = None
@@ -96,6 +99,40 @@ class Sweep:
     def all_runs(self) -> list[tuple[str, int]]:
         """(name, seed) of every run, in the order in which they are trained."""
         raise NotImplementedError
+
+
+def check_list(flag: str, given: Sequence, known: Sequence[str] = (), least: int = 1) -> None:
+    """Refuse what is not among `known` (if given), something twice, or fewer than `least`.
+
+    Raises:
+        UserError: one line with the flag and what it takes.
+    """
+    if unknown := [one for one in given if known and one not in known]:
+        raise UserError(f"{flag} {' '.join(unknown)}: choose from {', '.join(known)}")
+    if len(given) < least or len(set(given)) < len(given):
+        wanted = f"at least {least}, and each once" if least else "each once"
+        raise UserError(f"{flag} {' '.join(map(str, given))}: give {wanted}")
+
+
+def check_methods(given: Sequence[str]) -> None:
+    """Refuse methods that are not known, or by half of their name: runs and rows are called by the whole one.
+
+    Raises:
+        UserError: there is one.
+    """
+    check_list("--methods", given)
+    for method in given:
+        if (whole := get_method(method).name) != method:
+            raise UserError(f"--methods {method}: give its whole name, {whole}")
+
+
+def check_count(flag: str, given: int, least: int) -> None:
+    """Refuse a number of images or rounds below `least`.
+
+    Raises:
+        UserError: it is.
+    """
+    check_number(flag, given, Bounds(least, 10**6, whole=True))
 
 
 def describe_training(made: TrainConfig) -> str:

@@ -46,8 +46,6 @@ class Config(sweep.Sweep):
 
     methods: tuple[str, ...] = METHODS
     """Methods to compare."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds to train each of them with."""
     targets: tuple[float, ...] = (25.0, 30.0, 33.0)
     """Accuracies under PGD-20 to reach, in percent."""
     epochs: int | None = None
@@ -66,16 +64,12 @@ class Config(sweep.Sweep):
         Raises:
             UserError: no method, seed or target, one of them twice, or a number that makes no sense.
         """
-        for name in ("methods", "seeds", "targets"):
-            given = getattr(self, name)
-            if not given or len(set(given)) < len(given):
-                raise UserError(f"--{name} {' '.join(map(str, given))}: give at least one, and each once")
+        sweep.check_methods(self.methods)
+        sweep.check_list("--seeds", self.seeds)
+        sweep.check_list("--targets", self.targets)
         for target in self.targets:
             check_number("--targets", target, Bounds(0, 100))
-        check_number("--rounds", self.rounds, Bounds(1, 10**6, whole=True))
-        for method in self.methods:
-            if get_method(method).name != method:
-                raise UserError(f"--methods {method}: give its whole name, {get_method(method).name}")
+        sweep.check_count("--rounds", self.rounds, 1)
         self.wanted(self.methods[0], self.seeds[0]).check()
 
     def wanted(self, method: str, seed: int) -> TrainConfig:

@@ -1,32 +1,20 @@
 """benchmarks/methods.py: one command trains, judges, times, tabulates and draws, and repeats nothing."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from apart_fast.errors import UserError
-from apart_fast.runs.recipes import RECIPES
 from benchmarks import methods, sweep
 from benchmarks.methods_table import make_cell
 
-TINY = {
-    "dataset": "folder",
-    "width": 0.0625,
-    "batch_size": 8,
-    "val_images": 6,
-    "probe_images": 6,
-    "epochs": 2,
-    "cycle": 2,
-    "lr": 0.05,
-    "test_images": 6,
-    "device": "cpu",
-    "progress": False,
-}
+SMALL = dict(batch_size=8, probe_images=6, test_images=6)
 
 
 @pytest.fixture
-def config(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(RECIPES, "small", TINY)
+def config(image_folder, tmp_path, tiny_recipe):
+    tiny_recipe("small", **SMALL)
     return methods.Config(
         data_dir=image_folder,
         methods=("fgsm", "pgd-10"),
@@ -39,7 +27,7 @@ def config(image_folder, tmp_path, monkeypatch):
     )
 
 
-def test_all_of_it(config, capsys, monkeypatch):
+def test_all_of_it(config, capsys, monkeypatch, tiny_recipe):
     methods.main(config)
     table = json.loads((config.out / "table.json").read_text())["rows"]
     assert [row["method"] for row in table] == ["fgsm", "pgd-10"]
@@ -72,14 +60,26 @@ def test_all_of_it(config, capsys, monkeypatch):
     assert "pgd-10-0 is not finished: left out" in capsys.readouterr().out
     summary.write_text(kept)
     # and a run made with other settings is not taken for this one
-    monkeypatch.setitem(RECIPES, "small", {**TINY, "lr": 0.1})
+    tiny_recipe("small", **SMALL, lr=0.1)
     with pytest.raises(UserError, match="made with another lr"):
         methods.main(config)
 
 
-@pytest.mark.parametrize("stages, line", [(("table",), "no finished run"), (("tabel",), "no stage tabel")])
-def test_what_cannot_be_done_is_said(config, stages, line):
-    config.stages = stages
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (dict(stages=("table",)), "no finished run"),
+        (dict(stages=("tabel",)), "--stages tabel: choose from train, judge,"),
+        (dict(methods=()), "--methods : give at least 1"),
+        (dict(methods=("pgd",)), "give its whole name, pgd-10"),
+        (dict(seeds=()), "--seeds : give at least 1"),
+        (dict(seeds=(0, 0)), "--seeds 0 0: give at least 1, and each once"),
+        (dict(strong_images=-1), "--strong-images -1 is too small: give at least 0"),
+        (dict(rounds=0), "--rounds 0 is too small"),
+    ],
+)
+def test_what_cannot_be_done_is_said(config, settings, line):
+    config = replace(config, **settings)
     with pytest.raises(UserError, match=line):
         methods.main(config)
 

@@ -5,30 +5,14 @@ import json
 import pytest
 
 from apart_fast.errors import UserError
-from apart_fast.runs.recipes import RECIPES
 from benchmarks import strong, sweep
 from benchmarks import time_to_accuracy as timing
 
-TINY = {
-    "dataset": "folder",
-    "width": 0.0625,
-    "batch_size": 16,
-    "val_images": 6,
-    "test_images": 6,
-    "epochs": 1,
-    "cycle": 1,
-    "lr": 0.05,
-    "ema": 0.9,
-    "best_of": "both",
-    "val_every": 1,
-    "device": "cpu",
-    "progress": False,
-}
-
 
 @pytest.fixture
-def config(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(RECIPES, "fastat-small", TINY)
+def config(image_folder, tmp_path, monkeypatch, tiny_recipe):
+    more = dict(batch_size=16, test_images=6, epochs=1, cycle=1, ema=0.9, best_of="both", val_every=1)
+    tiny_recipe("fastat-small", **more)
     monkeypatch.setattr(strong, "CANDIDATES", {"fgsm": {"method": "fgsm"}, "wide": {"method": "fgsm", "eps": "16/255"}})
     monkeypatch.setattr(strong, "REFERENCE", "n-fgsm")  # quicker
     return strong.Config(
@@ -112,10 +96,11 @@ def test_seeds_that_are_not_judged_are_left_out_and_named(config, monkeypatch):
     ("settings", "line"),
     [
         (dict(candidates=("apart", "apert")), "--candidates apert: choose from apart,"),
-        (dict(candidates=("apart", "apart")), "--candidates apart apart: give at least one, and each once"),
-        (dict(candidates=()), "give at least one"),
-        (dict(seeds=(0,)), "--seeds 0: give at least two"),
-        (dict(seeds=(1, 1)), "--seeds 1 1: give at least two, and each once"),
+        (dict(candidates=("apart", "apart")), "--candidates apart apart: give at least 1, and each once"),
+        (dict(candidates=()), "give at least 1"),
+        (dict(seeds=(0,)), "--seeds 0: give at least 2"),
+        (dict(seeds=(1, 1)), "--seeds 1 1: give at least 2, and each once"),
+        (dict(stages=("judge", "judge")), "--stages judge judge: give each once"),
         (dict(stages=("chose",)), "--stages chose: choose from train, choose, judge, table"),
         (dict(autoattack_images=-1), "--autoattack-images -1 is too small"),
         (dict(recipe="strang"), "unknown recipe 'strang'"),

@@ -6,21 +6,8 @@ import math
 import pytest
 
 from apart_fast.errors import UserError
-from apart_fast.runs.recipes import RECIPES
 from benchmarks import sweep
 from benchmarks import time_to_accuracy as benchmark
-
-TINY = {
-    "dataset": "folder",
-    "width": 0.0625,
-    "batch_size": 16,
-    "val_images": 6,
-    "epochs": 2,
-    "cycle": 2,
-    "lr": 0.05,
-    "device": "cpu",
-    "progress": False,
-}
 
 
 @pytest.mark.parametrize(
@@ -51,8 +38,8 @@ def test_a_row_has_seconds_and_passes_up_to_the_end_of_the_epoch():
     assert "| apart | 3 | 5 F | 33 (2 of 3) | not reached (1 of 3) | 0.00 (2 of 3) |" in text
 
 
-def test_all_of_it_at_a_tiny_size(image_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(RECIPES, "small", TINY)
+def test_all_of_it_at_a_tiny_size(image_folder, tmp_path, monkeypatch, capsys, tiny_recipe):
+    tiny_recipe("small", batch_size=16)
     config = benchmark.Config(
         data_dir=image_folder, methods=("fgsm", "fgsm-pgi"), seeds=(0,), targets=(1e-3, 99.0), device="cpu",
         runs=tmp_path / "runs", out=tmp_path / "out",
@@ -85,8 +72,8 @@ def test_another_number_of_epochs_suits_every_schedule(recipe):
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (dict(targets=()), "--targets : give at least one"),
-        (dict(seeds=(0, 0)), "--seeds 0 0: give at least one, and each once"),
+        (dict(targets=()), "--targets : give at least 1"),
+        (dict(seeds=(0, 0)), "--seeds 0 0: give at least 1, and each once"),
         (dict(targets=(130.0,)), "--targets 130.0 is too large"),
         (dict(methods=("pgd",)), "give its whole name, pgd-10"),
         (dict(methods=("pdg-10",)), "did you mean pgd"),
