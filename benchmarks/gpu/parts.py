@@ -65,8 +65,8 @@ class Part:
     """A command line for this Python, made when its turn comes; empty where nothing is left to do.
 
     seconds: estimate for an H100, and `how` it was made; needs: parts that must have passed; after: parts that are
-    tried before; files: what it writes into the pending folder, moved to the output folder once whole; prints: which
-    of them is what it prints; absent: why it cannot run there.
+    tried before; epochs: of a training; files: what it writes into the pending folder, moved to the output folder once
+    whole; prints: which of them is what it prints; absent: why it cannot run there.
     """
 
     words: Callable[[Place], list[str]]
@@ -74,6 +74,7 @@ class Part:
     how: str
     needs: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    epochs: int = 0
     files: tuple[str, ...] = ()
     prints: str | None = None
     absent: Callable[[Place], str | None] = lambda place: None
@@ -144,7 +145,7 @@ def _training(name: str, method: str, epochs: int, *flags: str, how: str = "", *
 
     seconds = training(method, epochs, **options)
     every = f"start, {epochs} epochs, validation, test" + (f"; {how}" if how else "")
-    return Part(words, seconds, every, needs=(*SPEED, "data"))
+    return Part(words, seconds, every, needs=(*SPEED, "data"), epochs=epochs)
 
 
 def _profile(name: str, batch: int) -> Part:
@@ -258,6 +259,8 @@ PARTS: dict[str, Part] = {
     **_methods_parts(),
     "strong": _training("strong", "apart+js", 100, "--recipe", "strong"),
     "strong-autoattack": _evaluation("strong-autoattack", "strong", "clean", "pgd-20", "autoattack"),
+    "fastat-pgd-10": _training("fastat-pgd-10", "pgd-10", 100, "--recipe", "fastat"),
+    "fastat-autoattack": _evaluation("fastat-autoattack", "fastat-pgd-10", "clean", "pgd-20", "autoattack"),
     "long-apart": _training("long-apart", "apart", 200, "--recipe", "long", "--keep-weights", "10"),
     "long-pgd-10": _training("long-pgd-10", "pgd-10", 200, "--recipe", "long", "--keep-weights", "10"),
 }
@@ -267,11 +270,10 @@ def seconds_left(name: str, place: Place) -> float:
     """The estimate of a part less what was done before: of a training its epochs, in equal shares."""
     part, log = PARTS[name], place.out / name / "metrics.jsonl"
     try:
-        done = len(log.read_text().splitlines())
+        done = len(log.read_text().splitlines()) if part.epochs else 0
     except OSError:
-        return part.seconds
-    epochs = {"strong": 100, "long-apart": 200, "long-pgd-10": 200}.get(name, 30)
-    return START + (part.seconds - START) * max(0.0, 1 - done / epochs)
+        done = 0
+    return START + (part.seconds - START) * max(0.0, 1 - done / part.epochs) if done else part.seconds
 
 
 def table() -> str:
