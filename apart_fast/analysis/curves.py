@@ -30,11 +30,12 @@ _PUBLISHED = {"APART": "apart", "PGD10": "pgd-10"}  # name in published.json -> 
 # ---- numbers
 
 
-def recorded(runs: Sequence[Run]) -> tuple[str, list[dict]]:
+def recorded(runs: Sequence[Run], prefer: str = "probe_pgd10") -> tuple[str, list[dict]]:
     """(measure, for each run its `epochs`, `robust` accuracies and number of `images`), as the runs recorded them.
 
-    The measure is one for all the runs: validation under PGD-20 where every epoch has it, else the probe under PGD-10,
-    else validation under PGD-20 at the epochs that have it. Also `clean_epochs` and `clean`: validation.
+    The measure is one for all the runs: validation under PGD-20 where every epoch has it, else the one to `prefer` of
+    the probe under PGD-10 and validation under PGD-20 at the epochs that have it, else the other one. Also
+    `clean_epochs` and `clean`: validation.
 
     Raises:
         UserError: the runs have no measure in common.
@@ -42,7 +43,8 @@ def recorded(runs: Sequence[Run]) -> tuple[str, list[dict]]:
     if all(0 < len(one.records) == len(points(one.records, "val_pgd20")) for one in runs):
         measure = "val_pgd20"
     else:
-        common = [m for m in ("probe_pgd10", "val_pgd20") if all(points(one.records, m) for one in runs)]
+        measures = sorted(("probe_pgd10", "val_pgd20"), key=lambda m: m != prefer)
+        common = [m for m in measures if all(points(one.records, m) for one in runs)]
         if not common:
             raise UserError("the runs recorded no robust accuracy that they have in common: add --judge")
         measure = common[0]
@@ -110,20 +112,22 @@ def measure(config: CurvesConfig) -> dict:
     """The numbers: accuracies are fractions, epochs count from 1.
 
     `runs`: for each run the accuracies of its epochs, `best` ({epoch, value}; the first one where several are equal),
-    `last`, `drop` = best - last, and the epochs that the run itself called collapsed; judged anew, also `no_gradient`,
-    how many images of each epoch stand because there was no gradient to follow. `methods`: for each label
+    `last`, `drop` = best - last, and the epochs that the run itself called collapsed; whether it is `finished`, and its
+    `of_epochs`; judged anew, also `no_gradient`, how many images of each epoch stand because there was no gradient to
+    follow. `methods`: for each label
     `seeds`, and of best, last and drop {mean, min, max} over them.
 
     Raises:
-        UserError: a run that is not finished, kept no weights (judge), or has nothing recorded.
+        UserError: a run that is not finished (without unfinished), kept no weights (judge), or has nothing recorded.
     """
-    groups = group_runs(open_runs(config.runs, weights=config.judge))
+    groups = group_runs(open_runs(config.runs, weights=config.judge, unfinished=config.unfinished))
     opened = [one for mine in groups.values() for one in mine]  # a method's seeds in a row
     labels = [label for label, mine in groups.items() for _ in mine]
-    name, found = judged(config, opened) if config.judge else recorded(opened)
+    prefer = "val_pgd20" if config.published else "probe_pgd10"  # the published curves are PGD-20
+    name, found = judged(config, opened) if config.judge else recorded(opened, prefer)
     runs = [
         {"name": one.name, "method": label, "seed": one.config.seed, **values, **_best_and_last(values)}
-        | {"collapsed_epochs": one.collapsed_epochs}
+        | {"collapsed_epochs": one.collapsed_epochs, "finished": one.finished, "of_epochs": one.config.epochs}
         for one, label, values in zip(opened, labels, found, strict=True)
     ]
     return {
@@ -182,6 +186,9 @@ def run(config: CurvesConfig) -> None:
     for label, summary in numbers["methods"].items():
         print(describe(label, summary))
     for one in numbers["runs"]:
+        if not one["finished"]:
+            last = f"epoch {one['epochs'][-1]} of {one['of_epochs']}"
+            print(f"note: {one['name']} is not finished: its curve ends at {last}")
         epochs = [f"epoch {epoch}" for epoch in one["epochs"]]
         output.say_blind(one["name"], dict(zip(epochs, one.get("no_gradient", []), strict=False)), one["images"])
     for path in output.save(config.out, "curves", numbers, lambda: draw(numbers)):

@@ -10,17 +10,18 @@ from apart_fast.runs import checkpoint
 from apart_fast.runs.reading import Run, read_runs
 
 
-def open_runs(paths: Sequence[Path], *, weights: bool) -> list[Run]:
+def open_runs(paths: Sequence[Path], *, weights: bool, unfinished: bool = False) -> list[Run]:
     """Read run folders.
 
     Args:
-        paths: folders of finished runs, all on one data set.
+        paths: folders of runs, all on one data set.
         weights: whether the weights of epochs are needed (`--keep-weights`).
+        unfinished: take runs that have not ended as far as they are.
 
     Raises:
         UserError: not a run, unfinished, no kept weights, or runs on different data sets.
     """
-    runs = read_runs(paths)
+    runs = read_runs(paths, unfinished=unfinished)
     for path, run in zip(paths, runs, strict=True):
         if weights and not run.weights:
             raise UserError(f"{path} kept no weights of its epochs: train it with --keep-weights 1")

@@ -98,17 +98,19 @@ class PerturbationsConfig(Common):
 
 @dataclass(kw_only=True)
 class CurvesConfig(Common):
-    """Robust accuracy over the epochs of finished runs: best, last and drop, with the spread over seeds.
+    """Robust accuracy over the epochs of runs: best, last and drop, with the spread over seeds.
 
     Without --judge nothing but the folders of the runs is read.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of finished runs; those that differ in the seed only are drawn as one curve."""
+    unfinished: bool = False
+    """Take runs that still train, or were stopped, as far as they are."""
     judge: bool = False
     """Judge every kept checkpoint on test images (clean and PGD-20) instead of reading what the run recorded."""
     published: bool = False
-    """Draw the published curves of APART and PGD-10 (full size, 200 epochs) behind those of the runs."""
+    """Draw the published curves of APART and PGD-10 (PGD-20 accuracy, full size) behind those of the runs."""
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from apart_fast.files import expand_paths
 from apart_fast.plan.settings import PlanConfig
 from apart_fast.process.stopping import EXIT, StopSignals
 from apart_fast.report.settings import ReportConfig
-from apart_fast.runs.begin import begin, find_checkpoint, find_finished
+from apart_fast.runs.begin import begin, find_checkpoint, find_finished, find_runs
 from apart_fast.runs.config import DemoConfig, EvaluateConfig, TrainConfig
 from apart_fast.runs.recipes import RECIPES
 from apart_fast.units import check_settings
@@ -62,9 +62,14 @@ def _look_at_checkpoint(config: EvaluateConfig) -> None:
     find_checkpoint(config.checkpoint)
 
 
-def _look_at_runs(config: CurvesConfig | GradientsConfig | ReportConfig) -> None:
+def _look_at_runs(config: GradientsConfig | ReportConfig) -> None:
     check_settings(config)
     find_finished(config.runs)
+
+
+def _look_at_curves(config: CurvesConfig) -> None:
+    check_settings(config)
+    find_runs(config.runs) if config.unfinished else find_finished(config.runs)
 
 
 def _look_at_comparison(config: CollapseConfig | PerturbationsConfig) -> None:
@@ -77,7 +82,7 @@ TRAIN = Command(TrainConfig, "apart_fast.commands.train:run", begin)
 ANALYSES = {
     "collapse": Command(CollapseConfig, "apart_fast.analysis.collapse:run", _look_at_comparison),
     "perturbations": Command(PerturbationsConfig, "apart_fast.analysis.perturbations:run", _look_at_comparison),
-    "curves": Command(CurvesConfig, "apart_fast.analysis.curves:run", _look_at_runs),
+    "curves": Command(CurvesConfig, "apart_fast.analysis.curves:run", _look_at_curves),
     "gradients": Command(GradientsConfig, "apart_fast.analysis.gradients:run", _look_at_runs),
 }
 COMMANDS: dict[str, Command | Group] = {

@@ -84,13 +84,22 @@ def find_origin(path: Path) -> Path:
     return path
 
 
+def find_runs(paths: Sequence[Path]) -> list[RunFolder]:
+    """Folders of runs, finished or not.
+
+    Raises:
+        UserError: not a run, or damaged.
+    """
+    return [RunFolder.open(path)[0] for path in paths]
+
+
 def find_finished(paths: Sequence[Path]) -> list[RunFolder]:
     """Folders of finished runs.
 
     Raises:
         UserError: not a run, not finished, or damaged.
     """
-    folders = [RunFolder.open(path)[0] for path in paths]
+    folders = find_runs(paths)
     for folder in folders:
         folder.summary()  # refuses an unfinished run
     return folders

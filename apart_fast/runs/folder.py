@@ -52,16 +52,19 @@ class RunFolder:
             files = {file.stem.removeprefix("epoch-"): file for file in folder.iterdir() if file.match("epoch-*.pt")}
         return dict(sorted((int(epoch), file) for epoch, file in files.items() if epoch.isdecimal()))
 
+    def finished(self) -> bool:
+        """Whether the run has ended."""
+        return is_file(self.path / "summary.json")
+
     def summary(self) -> dict:
         """What the run wrote when it ended.
 
         Raises:
             UserError: it has not ended, or its summary is damaged.
         """
-        file = self.path / "summary.json"
-        if not is_file(file):
+        if not self.finished():
             raise UserError(f"the run in {self.path} is not finished: go on with train.py --resume {self.path}")
-        return read_json(file, Summary, f"run train.py --resume {self.path} again")
+        return read_json(self.path / "summary.json", Summary, f"run train.py --resume {self.path} again")
 
     @classmethod
     def choose(cls, config: TrainConfig) -> "RunFolder":

@@ -1,4 +1,4 @@
-"""A finished run as its folder tells it: what reports, analyses, cards and benchmarks read."""
+"""A run as its folder tells it: what reports, analyses, cards and benchmarks read."""
 
 import io
 import warnings
@@ -19,13 +19,14 @@ from apart_fast.step.methods import get_method
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. Its JSON files beside the summary are read when they are asked for.
+    """A run. Its JSON files beside the summary are read when they are asked for.
 
     Attributes:
         name: of the folder, unique among the runs read together.
-        summary: what the run wrote when it ended.
+        summary: what the run wrote when it ended; empty where it has not.
         records: lines of metrics.jsonl, one for each epoch.
         weights: epoch (from 1) -> file, in order, of the epochs whose weights were kept.
+        finished: whether it has ended.
     """
 
     name: str
@@ -34,16 +35,19 @@ class Run:
     summary: dict
     records: list[dict]
     weights: dict[int, Path]
+    finished: bool = True
 
     @classmethod
-    def of(cls, folder: RunFolder, config: TrainConfig, name: str | None = None) -> "Run":
-        """The run in `folder`; `name`: None is that of the folder.
+    def of(cls, folder: RunFolder, config: TrainConfig, name: str | None = None, *, unfinished: bool = False) -> "Run":
+        """The run in `folder`; `name`: None is that of the folder; `unfinished`: whether it may be.
 
         Raises:
             UserError: unfinished, or its summary is damaged.
         """
         name = folder.path.name if name is None else name
-        return cls(name, folder, config, folder.summary(), folder.metrics(), folder.kept_weights())
+        finished = not unfinished or folder.finished()
+        summary = folder.summary() if finished else {}
+        return cls(name, folder, config, summary, folder.metrics(), folder.kept_weights(), finished)
 
     @property
     def method(self) -> str:
@@ -89,8 +93,11 @@ class Run:
         return read_if_there(self.folder.path / name, kind, "make it again, or remove it") or {}
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """The finished runs in these folders.
+def read_runs(paths: Sequence[Path], *, unfinished: bool = False) -> list[Run]:
+    """The runs in these folders.
+
+    Args:
+        unfinished: take those that have not ended as well.
 
     Raises:
         UserError: none, not a run, unfinished or damaged.
@@ -100,7 +107,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):  # same folder name in different places: their paths tell them apart
         names = [str(path) for path in paths]
-    return [Run.of(*RunFolder.open(path), name) for path, name in zip(paths, names, strict=True)]
+    folders = zip(paths, names, strict=True)
+    return [Run.of(*RunFolder.open(path), name, unfinished=unfinished) for path, name in folders]
 
 
 def _is_picture(data: bytes) -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 from apart_fast.analysis import curves
 from apart_fast.analysis.settings import CurvesConfig
+from apart_fast.cli import main
 from apart_fast.errors import UserError
 
 
@@ -75,6 +76,29 @@ def test_curves_refuse_what_is_not_a_finished_run(write_run, tmp_path):
         measured(run)
     with pytest.raises(UserError, match="no runs"):
         measured()
+
+
+def test_an_unfinished_run_is_drawn_as_far_as_it_is_where_that_is_asked_for(write_run, tmp_path, capsys):
+    ended, stopped = write_run("ended", [0.1, 0.2, 0.3], method="fgsm"), write_run("stopped", [0.2, 0.1], epochs=30)
+    (stopped / "summary.json").unlink()
+    words = ["analyze", "curves", str(ended), str(stopped), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2 and "stopped is not finished" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--unfinished"])
+    assert not end.value.code
+    assert "note: stopped is not finished: its curve ends at epoch 2 of 30" in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "out" / "curves.json").read_text())
+    assert [(run["finished"], run["last"]) for run in numbers["runs"]] == [(True, 0.3), (False, 0.1)]
+    assert list(curve_lines(curves.draw(numbers))) == ["fgsm", "apart, to epoch 2 of 30"]
+
+
+def test_beside_published_curves_pgd_20_is_preferred(write_run):
+    run = write_run("a", [None, 0.2], key="val_pgd20")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line | {"probe_pgd10": 0.3}) + "\n" for line in lines))
+    assert measured(run)["measure"] == "probe_pgd10" and measured(run, published=True)["measure"] == "val_pgd20"
 
 
 def curve_lines(figure):

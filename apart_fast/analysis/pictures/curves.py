@@ -53,6 +53,8 @@ def _draw_curve(axes: Axes, runs: list[dict], label: str, colour: str) -> None:
     epochs = [epoch for epoch in runs[0]["epochs"] if all(epoch in values for values in by_epoch)]
     rows = [[100 * values[epoch] for values in by_epoch] for epoch in epochs]
     name = drawn(label, LONGEST_LABEL) + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
+    if not all(run["finished"] for run in runs):
+        name += f", to epoch {epochs[-1] if epochs else 0} of {runs[0]['of_epochs']}"
     axes.plot(epochs, [fmean(row) for row in rows], ".-", color=colour, label=name, linewidth=1.8, markersize=4)
     if len(runs) > 1:
         axes.fill_between(
