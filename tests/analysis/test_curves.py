@@ -92,6 +92,8 @@ def test_an_unfinished_run_is_drawn_as_far_as_it_is_where_that_is_asked_for(writ
     numbers = json.loads((tmp_path / "out" / "curves.json").read_text())
     assert [(run["finished"], run["last"]) for run in numbers["runs"]] == [(True, 0.3), (False, 0.1)]
     assert list(curve_lines(curves.draw(numbers))) == ["fgsm", "apart, to epoch 2 of 30"]
+    ahead = curve_lines(curves.draw(measured(ended, stopped, unfinished=True, published=True)))
+    assert max(ahead["apart, published, full size"].get_xdata()) == 29
 
 
 def test_beside_published_curves_pgd_20_is_preferred(write_run):

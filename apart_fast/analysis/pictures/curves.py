@@ -23,6 +23,8 @@ def draw(numbers: dict) -> Figure:
     for label in methods:
         _draw_curve(over_epochs, _runs_of(numbers, label), label, colours[label])
     longest = max(epoch for run in numbers["runs"] for epoch in run["epochs"])
+    if numbers["published"]:  # they show where an unfinished run should go
+        longest = max(longest, *(run["of_epochs"] for run in numbers["runs"] if not run["finished"]), 0)
     for method, curve in (numbers["published"] or {}).items():
         _draw_published(over_epochs, method, curve, longest, colours.get(method, "0.3"))
     what = _axis_label(numbers)
