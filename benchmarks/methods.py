@@ -27,7 +27,7 @@ from apart_fast.report.write import write_report
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.environment import environment
 from apart_fast.step.methods import get_method
-from benchmarks import sweep
+from benchmarks import judging, step_costs, sweep
 from benchmarks.methods_table import make_row, to_markdown
 from benchmarks.sweep import REFERENCE, Sweep
 
@@ -65,12 +65,12 @@ class Config(Sweep):
             UserError: no such method or stage, something twice, or a number that makes no sense.
         """
         sweep.check_methods(self.methods)
-        sweep.check_list("--seeds", self.seeds)
+        sweep.check_list("--seeds", self.seeds, least=0)  # none: nothing to train
         sweep.check_list("--stages", self.stages, tuple(STAGES), least=0)
         sweep.check_count("--rounds", self.rounds, 1)
         sweep.check_count("--strong-images", self.strong_images, 0)
         sweep.check_count("--autoattack-images", self.autoattack_images, 0)
-        self.wanted(self.methods[0], self.seeds[0]).check()
+        self.wanted(self.methods[0], 0).check()
 
     def wanted(self, method: str, seed: int) -> TrainConfig:
         """The settings of a run."""
@@ -87,16 +87,12 @@ class Config(Sweep):
 
 def judge(config: Config) -> None:
     """Attack the weights of each run that count."""
-    sweep.judge(config, sweep.usual_jobs(config.strong_images, config.autoattack_images))
+    judging.judge(config, judging.usual_jobs(config.strong_images, config.autoattack_images))
 
 
 def cost(config: Config) -> None:
     """Time a step of each method, in turns; cost.json."""
-    sweep.measure_costs(config, _timed(config), config.rounds)
-
-
-def _timed(config: Config) -> dict[str, TrainConfig]:
-    return {method: config.wanted(method, 0) for method in config.methods}
+    step_costs.measure_costs(config, config.methods, config.rounds)
 
 
 def table(config: Config) -> None:
@@ -104,14 +100,18 @@ def table(config: Config) -> None:
     runs = sweep.finished(config, say=True)
     if not runs:
         raise UserError(f"no finished run in {config.runs}: let the stage train end first")
-    costs, rows = sweep.costs(config, _timed(config)), []
+    wanted = judging.wanted_images(config.strong_images, config.autoattack_images)
+    judged = dict(zip(runs, judging.on_alike_images(map(judging.results, runs.values()), wanted), strict=True))
+    costs, rows = step_costs.costs(config, config.methods), []
     for method in config.methods:
         mine = {seed: run for (name, seed), run in runs.items() if name == method}
         if mine:
-            rows.append(make_row(method, mine, map(sweep.evaluation, mine.values()), costs.get(method)))
+            rows.append(make_row(method, mine, [judged[method, seed] for seed in mine], costs.get(method)))
+    if untimed := [row["method"] for row in rows if not row["step"]]:
+        print(f"note: no step time of {', '.join(untimed)} in {config.out}: give --stages cost")
     sweep.keep(config, runs)
     atomic_write(config.out / "table.json", to_json({"rows": rows, "environment": environment()}))
-    text = to_markdown(rows, _about_table(config), REFERENCE)
+    text = to_markdown(rows, _about_table(config, step_costs.where(costs)), REFERENCE)
     atomic_write(config.out / "table.md", text)
     print(text)
 
@@ -122,21 +122,23 @@ WEIGHTS = {
 }
 
 
-def _about_table(config: Config) -> str:
-    """What stands above the table."""
+def _about_table(config: Config, timed: str) -> str:
+    """What stands above the table; `timed`: where the steps were."""
     made = config.wanted(METHODS[0], 0)
     return (
         f"# Methods on {made.dataset}, recipe {config.recipe}\n\n"
         f"{sweep.describe_training(made)}, eps {made.eps} in training, step decay "
         f"{made.step_decay:g}; {WEIGHTS[sweep.judged_weights(made)]}, mean and standard deviation over the seeds, "
         f"test images in brackets; attacks within {made.eval_eps}. "
-        "Step times: medians with quartiles, taken in turns in one process.\n\n"
+        f"Step times: medians with quartiles, taken in turns with the step of {REFERENCE} in one process ({timed}).\n\n"
     )
 
 
 def pictures(config: Config) -> None:
     """What `apart-fast analyze` and `apart-fast report` make of the runs."""
     runs = sweep.finished(config)
+    if not runs:
+        raise UserError(f"no finished run in {config.runs}: let the stage train end first")
     common = dict(data_dir=config.data_dir, device=config.device, out=config.out)
     paths = [run.folder.path for run in runs.values()]
     kept = {key: run for key, run in runs.items() if run.folder.kept_weights()}
@@ -173,6 +175,7 @@ def main(config: Config) -> None:
         UserError: settings that make no sense, or what a stage says.
     """
     config.check()
+    config.check_out()
     for name in config.stages or STAGES:
         STAGES[name](config)
 

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterable
 
+from apart_fast.report.text import number
 from apart_fast.runs.reading import Run
 from apart_fast.step.methods import get_method
 
@@ -33,12 +34,12 @@ def make_row(method: str, runs: dict[int, Run], evaluations: Iterable[dict[str, 
             "seeds": len(values),
             "images": images,
         }
-    tests = [run.summary["test"] for run in runs.values() if "test" in run.summary]
-    tested = [test["best"]["attacks"]["pgd-20"]["accuracy"] for test in tests]
+    tests = [number(run.summary, "test", "best", "attacks", "pgd-20", "accuracy") for run in runs.values()]
+    tested = [test for test in tests if test is not None]
     row["best_weights_pgd20"] = statistics.mean(tested) if len(tested) == len(runs) else None
-    row["collapsed_at"] = {seed: run.summary["collapsed_at"] for seed, run in runs.items()}
-    row["omega_bytes"] = max(run.summary["memory_bytes"] for run in runs.values())
-    row["peak_gpu_bytes"] = max(run.summary.get("peak_gpu_bytes", 0) for run in runs.values()) or None
+    row["collapsed_at"] = {seed: run.summary.get("collapsed_at", run.collapsed_epochs) for seed, run in runs.items()}
+    row["omega_bytes"] = max(number(run.summary, "memory_bytes") or 0 for run in runs.values())
+    row["peak_gpu_bytes"] = max(number(run.summary, "peak_gpu_bytes") or 0 for run in runs.values()) or None
     row["step"] = cost
     return row
 

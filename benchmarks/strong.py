@@ -31,7 +31,7 @@ from apart_fast.files import atomic_write, expand_paths, to_json
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.environment import environment
 from apart_fast.units import parse_eps
-from benchmarks import sweep
+from benchmarks import judging, sweep
 from benchmarks.methods_table import TITLES
 from benchmarks.sweep import REFERENCE, Sweep
 
@@ -94,7 +94,7 @@ def choose(config: Config) -> dict:
     runs = sweep.finished(config)
     if missing := [f"{name}-{seed}" for name, seed in config.all_runs() if (name, seed) not in runs]:
         raise UserError(f"not finished in {config.runs}: {', '.join(missing)}: let the stage train end first")
-    validated = sweep.validate(config, sweep.Job(("clean", "pgd-20")))
+    validated = judging.validate(config, judging.Job(("clean", "pgd-20")))
     rows = []
     for name in (REFERENCE, *config.candidates):
         found = [validated[name, seed] for seed in config.seeds]
@@ -122,22 +122,23 @@ def difference(mine: list[float], other: list[float]) -> dict:
 
 
 def compare(config: Config, chosen: str) -> list[dict]:
-    """For each attack the accuracies of both on the seeds that have been judged by it, and their difference, with its
-    interval (None of a single seed)."""
+    """For each attack the accuracies of both on the seeds that have been judged by it on alike many images, and their
+    difference, with its interval (None of a single seed)."""
     runs, rows = sweep.finished(config), []
+    keys = [(name, seed) for seed in config.seeds for name in (chosen, REFERENCE)]
+    wanted = judging.wanted_images(config.strong_images, config.autoattack_images)
+    judged = dict(zip(keys, judging.on_alike_images((judging.results(runs[key]) for key in keys), wanted), strict=True))
     for attack in TITLES:
-        found = {}
-        for seed in config.seeds:
-            both = [sweep.evaluation(runs[name, seed]).get(attack) for name in (chosen, REFERENCE)]
-            if both[0] and both[1] and both[0]["n"] == both[1]["n"]:
-                found[seed] = both
-        images = max((both[0]["n"] for both in found.values()), default=0)  # a judging that was stopped leaves fewer
-        found = {seed: both for seed, both in found.items() if both[0]["n"] == images}
-        if found:
-            mine, other = ([both[i]["accuracy"] for both in found.values()] for i in (0, 1))
+        found = {seed: [judged[name, seed].get(attack) for name in (chosen, REFERENCE)] for seed in config.seeds}
+        both = {seed: (mine, other) for seed, (mine, other) in found.items() if mine and other}
+        if both:
+            mine, other = ([pair[i]["accuracy"] for pair in both.values()] for i in (0, 1))
+            images = next(iter(both.values()))[0]["n"]
             by_seed = {chosen: mine, REFERENCE: other}
-            row = {"attack": attack, "images": images, "seeds": [*found], "by seed": by_seed}
+            row = {"attack": attack, "images": images, "seeds": [*both], "by seed": by_seed}
             rows.append(row | {"difference": difference(mine, other)})
+        elif any(attack in of for of in judged.values()):
+            print(f"note: {TITLES[attack]} is left out: no seed of both was judged by it")
     return rows
 
 
@@ -190,6 +191,7 @@ def main(config: Config) -> None:
     """
     config.check()
     assert config.out is not None
+    config.check_out()
     output.check(config.out, "strong")
     stages = config.stages or STAGES
     if "train" in stages:
@@ -200,7 +202,7 @@ def main(config: Config) -> None:
     both = replace(config, candidates=(choice["chosen"],))
     print(f"chosen on validation images: {choice['chosen']}")
     if "judge" in stages:
-        sweep.judge(both, sweep.usual_jobs(config.strong_images, config.autoattack_images))
+        judging.judge(both, judging.usual_jobs(config.strong_images, config.autoattack_images))
     if "table" in stages:
         judged = compare(both, choice["chosen"])
         runs = sweep.finished(config)

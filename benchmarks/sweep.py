@@ -1,44 +1,26 @@
-"""Many runs with shared settings: which have ended, training what is missing, judging, timing a step of each.
+"""Many runs with shared settings: where they lie, which have ended, training what is missing, keeping their records.
 
 `methods.py`, `time_to_accuracy.py` and `strong.py` say which runs there are (`Sweep`). Each run has its folder, so that
 one benchmark can take those of another. Finished work is not repeated, and an unfinished run goes on where it was.
 """
 
-import functools
 import gc
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import torch
-
-from apart_fast import Apart, build_model, evaluate
-from apart_fast.device import pick_device
-from apart_fast.errors import UserError
-from apart_fast.evaluation.judge import describe
-from apart_fast.files import atomic_write, to_json
-from apart_fast.kernels import Crops
-from apart_fast.loaders import Batch, Dataset, load_dataset, subset
-from apart_fast.measure.interleave import interleave
-from apart_fast.parallel.world import World
-from apart_fast.runs.card import write_card
-from apart_fast.runs.checkpoint import check_data, load, load_network
+from apart_fast.errors import Stopped, UserError
+from apart_fast.files import check_writable
 from apart_fast.runs.config import MOVABLE, TrainConfig
-from apart_fast.runs.environment import environment
 from apart_fast.runs.folder import RunFolder
-from apart_fast.runs.json_files import Object, read_if_there
 from apart_fast.runs.reading import Run
 from apart_fast.step.methods import get_method
-from apart_fast.step.optimizer import SGD
-from apart_fast.training.execution import GraphedStep
-from apart_fast.training.run import machine, train
-from apart_fast.training.setup import AMP_DTYPES, split
-from apart_fast.units import Bounds, check_number, parse_eps, usual_padding
+from apart_fast.training.run import train
+from apart_fast.units import Bounds, check_number
 
 REFERENCE = "pgd-10"  # whose step the others are compared with
-RESTARTS = 10  # of PGD-50
 # settings that do not change what is judged, so that a run made with others is still the run asked for
 FREE = {
     *MOVABLE,
@@ -53,6 +35,7 @@ KEPT = (
     "card.json",
     "validation.json",
     "evaluation.json",
+    "judged.json",
 )
 
 
@@ -99,6 +82,19 @@ class Sweep:
     def all_runs(self) -> list[tuple[str, int]]:
         """(name, seed) of every run, in the order in which they are trained."""
         raise NotImplementedError
+
+    def check_out(self) -> None:
+        """Refuse an `out` whose files would fall on runs, or that cannot be written, before hours of work.
+
+        Raises:
+            UserError: it is that of the runs or of a run, or cannot be written.
+        """
+        assert self.out is not None and self.runs is not None
+        if self.out.resolve() == self.runs.resolve():
+            raise UserError(f"--out {self.out} is the folder of the runs: choose another --out")
+        if (self.out / "config.json").exists():
+            raise UserError(f"--out {self.out} is the folder of a run: choose another --out")
+        check_writable(self.out / "table.json")
 
 
 def check_list(flag: str, given: Sequence, known: Sequence[str] = (), least: int = 1) -> None:
@@ -179,121 +175,27 @@ def train_missing(sweep: Sweep) -> None:
     for name, seed in sweep.all_runs():
         if (name, seed) in done:
             continue
-        path = sweep.folder(name, seed)
+        path, wanted = sweep.folder(name, seed), sweep.wanted(name, seed)
         print(f"\n== {name}, seed {seed}")
-        begun = (path / "config.json").is_file()
-        train(TrainConfig(data_dir=sweep.data_dir, resume=path) if begun else sweep.wanted(name, seed))
+        if begun := (path / "config.json").is_file():
+            kept = RunFolder.open(path)[1].threads
+            if wanted.threads not in (None, kept):
+                print(f"note: {path} goes on with the --threads that it began with: {kept or 'as torch chooses'}")
+            wanted = TrainConfig(data_dir=sweep.data_dir, device=sweep.device, resume=path)
+        elif path.is_dir() and any(path.iterdir()):
+            raise UserError(f"{path} holds files, but no run: remove it, or choose another --runs")
+        try:
+            train(wanted)
+        except (Stopped, KeyboardInterrupt):
+            print(f"{path} {'goes on' if begun else 'is begun, and goes on'} when the same command is given again")
+            raise
         gc.collect()  # a trainer refers to itself: without this its GPU memory stays taken during the next training
 
 
-# ---- judging
-
-
-class Job(NamedTuple):
-    """Attacks on test images.
-
-    Attributes:
-        images: so many of them; None: as many as the runs are tested on.
-    """
-
-    attacks: tuple[str, ...]
-    images: int | None = None
-    restarts: int = 1
-
-
-def usual_jobs(strong_images: int, autoattack_images: int) -> tuple[Job, ...]:
-    """Clean and PGD-20, PGD-50 with restarts, AutoAttack."""
-    return (
-        Job(("clean", "pgd-20")),
-        Job(("pgd-50",), strong_images, RESTARTS),
-        Job(("autoattack",), autoattack_images),
-    )
-
-
-def judged_weights(made: TrainConfig) -> str:
+def judged_weights(made: TrainConfig) -> Literal["last", "best"]:
     """Which weights of a run are judged: the last ones, or where --best-of both chooses between weights and average on
     validation images, as the protocol of the recipe has it, the chosen ones."""
     return "best" if made.best_of == "both" else "last"
-
-
-def judge(sweep: Sweep, jobs: Iterable[Job]) -> None:
-    """Attack the weights of each finished run on test images; evaluation.json and card.json in its folder.
-
-    What was judged on as many images before stays; on another number it is judged anew, so that all rows are alike.
-    """
-    for job in jobs:
-        for run, known in _attack(sweep, job, "test", evaluation):
-            run.folder.write("evaluation.json", _about(run) | {"attacks": known})
-            write_card(run.folder, run.config)
-
-
-def validate(sweep: Sweep, job: Job) -> dict[tuple[str, int], dict]:
-    """The same on all validation images, validation.json; returns attack -> result for each finished run."""
-    for run, known in _attack(sweep, job, "val", _validation):
-        run.folder.write("validation.json", _about(run) | {"attacks": known})
-    return {key: _validation(run) for key, run in finished(sweep).items()}
-
-
-def _attack(
-    sweep: Sweep, job: Job, which: Literal["test", "val"], read: Callable[[Run], dict]
-) -> Iterator[tuple[Run, dict]]:
-    """(run, attack -> result) of each finished run that lacks some of the job; `read`: what it has."""
-    device = pick_device(sweep.device)
-    for (name, seed), run in finished(sweep).items() if job.images != 0 else ():
-        data = load_dataset(run.config.dataset, sweep.data_dir)
-        shown = getattr(split(run.config, data), which)
-        if job.images is not None:  # fewer or more than the run is tested on
-            whole = data.test if which == "test" else shown
-            shown = subset(whole, min(len(whole), job.images))
-        n, known = len(shown), read(run)
-        if all(known.get(attack, {}).get("n") == n for attack in job.attacks):
-            continue
-        path = getattr(run.folder, judged_weights(run.config))
-        state = load(path)
-        check_data(state["description"], data, run.config.dataset, path, state.get("classes"))
-        report = evaluate(
-            load_network(state, device, name=path),
-            shown.images,
-            shown.labels,
-            eps=run.config.eval_eps,
-            attacks=job.attacks,
-            restarts=job.restarts,
-            batch_size=256,
-            device=device,
-        )
-        print(f"{name}, seed {seed}, {n} {which} images: {describe(asdict(report))}", flush=True)
-        yield run, known | asdict(report)["attacks"]
-
-
-def _about(run: Run) -> dict:
-    return {
-        "checkpoint": getattr(run.folder, judged_weights(run.config)).name,
-        "eps": parse_eps(run.config.eval_eps),
-        "restarts of pgd-50": RESTARTS,
-    }
-
-
-def evaluation(run: Run) -> dict[str, dict]:
-    """attack -> result of the run's evaluation.json, as far as it is of `judge`."""
-    try:
-        found = run.evaluation
-    except UserError:  # damaged: judged anew
-        return {}
-    return _results(run, found)
-
-
-def _validation(run: Run) -> dict[str, dict]:
-    try:
-        found = read_if_there(run.folder.path / "validation.json", Object, "remove it, and it is made again")
-    except UserError:
-        return {}
-    return _results(run, found or {})
-
-
-def _results(run: Run, found: dict) -> dict[str, dict]:
-    attacks = found.get("attacks")
-    mine = all(found.get(name) == value for name, value in _about(run).items())
-    return attacks if mine and isinstance(attacks, dict) else {}
 
 
 def keep(sweep: Sweep, runs: Runs) -> None:
@@ -305,83 +207,3 @@ def keep(sweep: Sweep, runs: Runs) -> None:
                 target = sweep.out / f"{name}-{seed}" / record
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run.folder.path / record, target)
-
-
-# ---- the cost of a step
-
-
-def measure_costs(sweep: Sweep, configs: dict[str, TrainConfig], rounds: int) -> dict[str, dict]:
-    """Time a training step (with the update of the weights) of each of `configs` in turns; cost.json in `out`.
-
-    Returns:
-        name -> `seconds` (median) and `over_reference`, the ratio to the step of PGD-10 with its quartiles (None: it is
-        not among them).
-    """
-    assert sweep.out is not None
-    first = next(iter(configs.values()))
-    data = load_dataset(first.dataset, sweep.data_dir)
-    with machine(first, World()) as device:  # as in training
-        timings = interleave(
-            {name: _step(made, data, device) for name, made in configs.items()},
-            rounds=rounds,
-            warm_up=5 if device.type == "cuda" else 1,
-            calls=5 if device.type == "cuda" else 1,  # in a row: the launch of the first one counts less
-            device=str(device),
-        )
-        compared = REFERENCE in configs
-        rows = {
-            name: {
-                "seconds": timings.median(name),
-                "over_reference": asdict(timings.ratio(name, REFERENCE)) if compared else None,
-                "settings": _timed_settings(made, device),
-            }
-            for name, made in configs.items()
-        }
-        atomic_write(sweep.out / "cost.json", to_json({"steps": rows, "environment": environment()}))
-    return rows
-
-
-def costs(sweep: Sweep, configs: dict[str, TrainConfig]) -> dict[str, dict]:
-    """What `measure_costs` has left in `out` for `configs`, as far as it was timed with the same settings."""
-    assert sweep.out is not None
-    measured = read_if_there(sweep.out / "cost.json", Object, "remove it, and it is measured again")
-    steps = measured["steps"] if measured else {}
-    device = pick_device(sweep.device)
-    found = {
-        name: steps[name]
-        for name, made in configs.items()
-        if steps.get(name, {}).get("settings") == _timed_settings(made, device)
-    }
-    if other := [name for name in configs if name in steps and name not in found]:
-        print(f"note: {sweep.out / 'cost.json'} is of other settings for {', '.join(other)}: not used")
-    return found
-
-
-def _timed_settings(made: TrainConfig, device: torch.device) -> dict:
-    """What a step's time depends on, in JSON's types."""
-    names = ("method", "dataset", "model", "width", "batch_size", "amp", "amp_dtype", "threads")
-    return {name: getattr(made, name) for name in names} | {"device": str(device)}
-
-
-def _step(made: TrainConfig, data: Dataset, device: torch.device) -> Callable[[], None]:
-    n, shape = made.batch_size, tuple(data.train.images.shape[1:])
-    h, w, c = shape
-    model = build_model(made.model, len(data.classes), in_channels=c, image_size=(h, w), width=made.width)
-    model.to(device, memory_format=torch.channels_last)
-    amp = AMP_DTYPES[made.amp_dtype] if made.amp else None
-    settings = dict(padding=usual_padding(h, w), eps=made.eps, method=made.method, amp=amp)
-    apart = Apart(model, 4 * n, shape, label_smoothing=made.label_smoothing, **settings)
-    optimizer = SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=made.weight_decay)
-    generator = torch.Generator().manual_seed(0)
-    offsets = torch.randint(0, 2 * apart.padding + 1, (n, 2), generator=generator).to(device)
-    rows = torch.arange(n, device=device)
-    crops = Crops(rows, rows, offsets, torch.zeros(n, dtype=torch.bool, device=device))
-    batch = Batch(data.train.images[:n].to(device), data.train.labels[:n].to(device), crops)
-
-    def advance(b: Batch) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        apart.step_crops(b.images, b.labels, b.crops)
-        optimizer.step()
-
-    on_gpu = device.type == "cuda"
-    return functools.partial(GraphedStep(advance, n, [apart.generator]) if on_gpu else advance, batch)

@@ -31,10 +31,10 @@ from apart_fast.files import atomic_write, expand_paths
 from apart_fast.loaders import load_dataset
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
-from apart_fast.runs.reading import Run
+from apart_fast.runs.reading import Run, points
 from apart_fast.step.methods import get_method
 from apart_fast.units import Bounds, check_number, parse_eps
-from benchmarks import methods, sweep
+from benchmarks import methods, step_costs, sweep
 
 NAME, MEASURE = "time_to_accuracy", "val_pgd20"
 METHODS = tuple(name for name in methods.METHODS if get_method(name).steps)  # what aims at robustness
@@ -109,12 +109,20 @@ def curve(run: Run, images: int, step_seconds: float) -> dict:
     Args:
         step_seconds: of a whole batch; a smaller one counts as the part of it that it is.
 
+    Raises:
+        UserError: an epoch lacks its validation.
     """
-    passes, epochs = get_method(run.config.method).passes * images, range(1, len(run.records) + 1)
+    passes, epochs = get_method(run.config.method).passes * images, range(1, run.config.epochs + 1)
+    accuracies = dict(points(run.records, MEASURE))
+    if lacking := [str(epoch) for epoch in epochs if epoch not in accuracies]:
+        file = run.folder.path / "metrics.jsonl"
+        raise UserError(
+            f"{file} has no {MEASURE} of epoch {', '.join(lacking)}: choose another --runs, or delete the run"
+        )
     return {
         "seconds": [epoch * images / run.config.batch_size * step_seconds for epoch in epochs],
         "passes": [epoch * passes for epoch in epochs],
-        "accuracy": [record[MEASURE] for record in run.records],
+        "accuracy": [accuracies[epoch] for epoch in epochs],
     }
 
 
@@ -186,16 +194,16 @@ def draw(numbers: dict) -> Figure:
     return figure
 
 
-def about(config: Config) -> str:
-    """What stands above the table."""
+def about(config: Config, timed: str) -> str:
+    """What stands above the table; `timed`: where the steps were."""
     made = config.wanted(config.methods[0], config.seeds[0])
     return (
         f"# Time to robust accuracy on {made.dataset}, recipe {config.recipe}\n\n"
         f"{sweep.describe_training(made)}, eps {made.eps} in training; PGD-20 within "
         f"{made.eval_eps} on {made.val_images} validation images after each epoch. Medians over the seeds until a "
         "target is reached and held to the end; in brackets how many seeds do, where not all. Seconds: steps until "
-        "then times the median of a step with its update, timed in turns in one process, without loading, averaging of "
-        "the weights, and what a method does now and then only (directions at a grey image)."
+        f"then times the median of a step with its update, timed in turns in one process ({timed}), without loading, "
+        "averaging of the weights, and what a method does now and then only (directions at a grey image)."
         f"{' What is validated is the average of the weights.' if made.ema else ''}\n\n"
     )
 
@@ -208,6 +216,7 @@ def main(config: Config) -> None:
     """
     config.check()
     assert config.out is not None
+    config.check_out()
     output.check(config.out, NAME)
     check_validated(config)  # before hours of training
     if config.train:
@@ -215,10 +224,12 @@ def main(config: Config) -> None:
     runs = sweep.finished(config, say=True)
     if not runs:
         raise UserError(f"no finished run in {config.runs}: leave out --no-train")
-    timed = {method: config.wanted(method, config.seeds[0]) for method in config.methods}
-    costs = sweep.costs(config, timed)
-    if costs.keys() < timed.keys():
-        costs = sweep.measure_costs(config, timed, config.rounds)
+    costs = step_costs.costs(config, config.methods)
+    lacking = set(config.methods) - costs.keys()
+    if lacking or (config.train and not step_costs.taken_here(costs, config.rounds)):
+        costs = step_costs.measure_costs(config, config.methods, config.rounds)
+    else:
+        print(f"step times: those in {config.out / step_costs.FILE} ({step_costs.where(costs)})")
     made = config.wanted(config.methods[0], config.seeds[0])
     there = len(load_dataset(made.dataset, config.data_dir).train) - made.val_images
     curves: dict[str, dict[int, dict]] = {}
@@ -236,7 +247,7 @@ def main(config: Config) -> None:
         "curves": curves,
     }
     output.save(config.out, NAME, numbers, partial(draw, numbers))
-    text = to_markdown(rows, config.targets, about(config))
+    text = to_markdown(rows, config.targets, about(config, step_costs.where(costs)))
     atomic_write(config.out / f"{NAME}.md", text)
     print(text)
 

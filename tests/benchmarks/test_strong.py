@@ -5,7 +5,7 @@ import json
 import pytest
 
 from apart_fast.errors import UserError
-from benchmarks import strong, sweep
+from benchmarks import judging, strong, sweep
 from benchmarks import time_to_accuracy as timing
 
 
@@ -22,7 +22,7 @@ def config(image_folder, tmp_path, monkeypatch, tiny_recipe):
 
 
 def validated(accuracies):
-    """What `sweep.validate` gives: (clean, PGD-20) by name, the same for both seeds."""
+    """What `judging.validate` gives: (clean, PGD-20) by name, the same for both seeds."""
     return lambda *_: {
         (name, seed): {"clean": {"accuracy": clean}, "pgd-20": {"accuracy": robust}}
         for name, (clean, robust) in accuracies.items()
@@ -31,7 +31,7 @@ def validated(accuracies):
 
 
 def test_all_of_it(config, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "validate", validated({"n-fgsm": (0.5, 0.3), "fgsm": (0.6, 0.2), "wide": (0.4, 0.4)}))
+    monkeypatch.setattr(judging, "validate", validated({"n-fgsm": (0.5, 0.3), "fgsm": (0.6, 0.2), "wide": (0.4, 0.4)}))
     strong.main(config)  # wide is more robust, and less accurate than the reference
     found = json.loads((config.out / "strong.json").read_text())
     assert found["choice"]["chosen"] == "fgsm" and [row["name"] for row in found["choice"]["rows"]][0] == "n-fgsm"
@@ -46,9 +46,9 @@ def test_all_of_it(config, capsys, monkeypatch):
 
     # again: nothing is trained or judged a second time
     monkeypatch.setattr(sweep, "train", lambda _: pytest.fail("trained again"))
-    monkeypatch.setattr(sweep, "evaluate", lambda *_, **__: pytest.fail("judged again"))
+    monkeypatch.setattr(judging, "evaluate", lambda *_, **__: pytest.fail("judged again"))
     strong.main(config)
-    monkeypatch.setattr(sweep, "validate", validated({"n-fgsm": (0.7, 0.3), "fgsm": (0.6, 0.2), "wide": (0.4, 0.4)}))
+    monkeypatch.setattr(judging, "validate", validated({"n-fgsm": (0.7, 0.3), "fgsm": (0.6, 0.2), "wide": (0.4, 0.4)}))
     with pytest.raises(UserError, match="no candidate has n-fgsm's clean accuracy on validation images, 70.0%"):
         strong.main(config)
 
@@ -56,11 +56,11 @@ def test_all_of_it(config, capsys, monkeypatch):
 def test_validation_is_of_the_weights_that_count_and_not_repeated(config, monkeypatch):
     config.stages = ("train",)
     strong.main(config)
-    job = sweep.Job(("clean", "pgd-20"))
-    first = sweep.validate(config, job)
+    job = judging.Job(("clean", "pgd-20"))
+    first = judging.validate(config, job)
     assert {result["n"] for one in first.values() for result in one.values()} == {6} and len(first) == 6
-    monkeypatch.setattr(sweep, "evaluate", lambda *_, **__: pytest.fail("judged again"))
-    assert sweep.validate(config, job) == first
+    monkeypatch.setattr(judging, "evaluate", lambda *_, **__: pytest.fail("judged again"))
+    assert judging.validate(config, job) == first
     # the time to accuracy takes the same runs
     runs = sweep.finished(timing.Config(
         data_dir=config.data_dir, recipe="fastat-small", methods=("fgsm", "n-fgsm"), seeds=(0, 1), device="cpu",
@@ -83,9 +83,8 @@ def test_the_difference_is_taken_within_a_seed():
 def test_seeds_that_are_not_judged_are_left_out_and_named(config, monkeypatch):
     results = {("fgsm", 0): (0.4, 9), ("n-fgsm", 0): (0.3, 9), ("fgsm", 1): (0.6, 9), ("n-fgsm", 1): (0.1, 5)}
     monkeypatch.setattr(sweep, "finished", lambda _: {key: key for key in results})
-    monkeypatch.setattr(
-        sweep, "evaluation", lambda key: {"pgd-20": {"accuracy": results[key][0], "n": results[key][1]}}
-    )
+    judged = {key: {"pgd-20": {n: {"accuracy": accuracy, "n": n}}} for key, (accuracy, n) in results.items()}
+    monkeypatch.setattr(judging, "results", judged.__getitem__)
     (row,) = strong.compare(config, "fgsm")
     assert row["seeds"] == [0] and row["images"] == 9 and row["difference"]["mean"] == pytest.approx(0.1)
     choice = {"chosen": "fgsm", "images": 6, "rows": []}

@@ -6,6 +6,9 @@ import math
 import pytest
 
 from apart_fast.errors import UserError
+from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.folder import RunFolder
+from apart_fast.runs.reading import Run
 from benchmarks import sweep
 from benchmarks import time_to_accuracy as benchmark
 
@@ -59,6 +62,22 @@ def test_all_of_it_at_a_tiny_size(image_folder, tmp_path, monkeypatch, capsys, t
     monkeypatch.setattr(sweep, "train", lambda _: pytest.fail("trained again"))
     config.targets = (50.0,)
     benchmark.main(config)
+    assert f"step times: those in {config.out}/cost.json" in capsys.readouterr().out
+    # nor do the times of another machine count
+    file = config.out / "cost.json"
+    file.write_text(file.read_text().replace('"cores": ', '"cores": 1000'))
+    benchmark.main(config)
+    assert '"cores": 1000' not in "".join(file.read_text().partition('"fgsm"')[1:])
+
+
+def test_epochs_are_those_of_the_records(tmp_path):
+    config = TrainConfig(method="fgsm", epochs=2, batch_size=10)
+    lines = [{"epoch": 2, "val_pgd20": 0.4}, {"epoch": 1, "val_pgd20": 0.2}]
+    found = benchmark.curve(Run("fgsm-0", RunFolder(tmp_path), config, {}, lines, {}), 20, 0.5)
+    assert found == {"seconds": [1.0, 2.0], "passes": [100, 200], "accuracy": [0.2, 0.4]}
+    for kept in (lines[:1], []):  # a damaged line was left out
+        with pytest.raises(UserError, match="metrics.jsonl has no val_pgd20 of epochs? .*1"):
+            benchmark.curve(Run("fgsm-0", RunFolder(tmp_path), config, {}, kept, {}), 20, 0.5)
 
 
 @pytest.mark.parametrize("recipe", ["small", "fastat"])
