@@ -107,7 +107,7 @@ def test_the_example_runs(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
     exec(compile(example, "README.md", "exec"), {})
     out = capsys.readouterr().out
-    assert "omega (128, 3, 40, 40)" in out and "pgd-5" in out
+    assert "omega (64, 3, 40, 40)" in out and "pgd-5" in out
 
 
 def test_the_table_of_methods_is_that_of_the_code():

@@ -89,6 +89,10 @@ class Trainer(Protocol):
     @property
     def execution(self) -> Execution: ...
 
+    def start_epoch(self) -> None:
+        """As the training does before the steps of an epoch."""
+        ...
+
     def step(self, batch: Batch) -> object:
         """A whole training step, as trained."""
         ...
@@ -245,6 +249,7 @@ def _peak_bytes(device: torch.device) -> int:
 def run(trainer: Trainer) -> ProfileReport:
     """What `--profile` does: profile, print the table, leave `profile.json` and `trace.json.gz` in the run folder."""
     with closing(trainer.loader):
+        trainer.start_epoch()
         report = profile(trainer, trace=trainer.folder.path / "trace.json.gz")
     trainer.folder.write("profile.json", report)
     print(report.table())

@@ -23,6 +23,7 @@ from apart_fast.models.thinning import thin_out
 from apart_fast.models.trial import check_takes
 from apart_fast.step import spans
 from apart_fast.step.checks import check_arguments, check_batch, check_trainable
+from apart_fast.step.epochs import Epochs
 from apart_fast.step.losses import CrossEntropy, pixel_gradient
 from apart_fast.step.methods import Method, get_method
 from apart_fast.step.moves import MOVES
@@ -51,10 +52,12 @@ class Apart(StepSizesAtHand):
 
     ```
     apart = Apart(model, num_examples=50_000, image_shape=(32, 32, 3), padding=4, eps="8/255")
-    for images, labels, indices in loader:  # uint8 [B, H, W, C], int64 [B], int64 [B]
-        optimizer.zero_grad()
-        result = apart.step(images, labels, indices)  # weight gradients, step sizes, omega
-        optimizer.step()
+    for epoch in range(epochs):
+        apart.start_epoch(epoch, epochs=epochs)  # some methods are another one without
+        for images, labels, indices in loader:  # uint8 [B, H, W, C], int64 [B], int64 [B]
+            optimizer.zero_grad()
+            result = apart.step(images, labels, indices)  # weight gradients, step sizes, omega
+            optimizer.step()
     ```
 
     Args:
@@ -134,14 +137,8 @@ class Apart(StepSizesAtHand):
         self._reset_memory()
         if ranks is not None and method.remembers == "grey":
             raise UserError(f"method {method.name} draws for the whole batch: train it with one process")
-        self.sizes = StepSizes(
-            len(self.points) if self.points else 0,
-            learned=method.learned,
-            eta=eta,
-            decay=decay,
-            dtype=dtype,
-            device=self.device,
-        )
+        count = len(self.points) if self.points else 0
+        self.sizes = StepSizes(count, learned=method.learned, eta=eta, decay=decay, dtype=dtype, device=self.device)
         sample = torch.zeros(2, *self.image_shape, dtype=dtype, device=self.device).permute(0, 3, 1, 2)
         self._network = any_layout(model, sample)
         check_takes(self._network, sample, amp)
@@ -157,17 +154,11 @@ class Apart(StepSizesAtHand):
         self.shared = make_shared(
             method, model, self.loss, self._scaled, sample.permute(0, 2, 3, 1), self.eps, self.generator
         )
+        noise = ExampleNoise(seed, self.device, None if ranks is None else ranks.examples)
+        self._epochs = Epochs(method, noise, self.objective)
+        scale = fixed_scale(method, self.eps, dtype, self.device)
         self._setting = Setting(
-            method,
-            self.eps,
-            padding,
-            dtype,
-            self.generator,
-            ExampleNoise(seed, self.device, None if ranks is None else ranks.examples),
-            self.sizes,
-            self.memory,
-            fixed_scale(method, self.eps, dtype, self.device),
-            self.shared,
+            method, self.eps, padding, dtype, self.generator, noise, self.sizes, self.memory, scale, self.shared
         )
 
     # ---- the step
@@ -293,6 +284,7 @@ class Apart(StepSizesAtHand):
 
     def _check(self, images: Tensor, labels: Tensor, **each: Tensor | None) -> None:
         check_trainable(self.model)
+        self._epochs.check_told()
         check_batch(images, labels, self.image_shape, self.padding, self.device, self.loss.classes, **each)
 
     def _draw(
@@ -348,12 +340,15 @@ class Apart(StepSizesAtHand):
     def start_epoch(self, epoch: int, step: int = 0, epochs: int | None = None) -> None:
         """Say that epoch `epoch` (from 0) begins, or goes on from `step`: a method with `reset_every` draws its memory
         anew at the beginning of some. Random starts of examples with indices then depend on seed, epoch and example.
+        A loaded state knows its epoch.
 
         Args:
             epochs: of the whole training: losses that change over it need to know; None: 100.
+
+        Raises:
+            UserError: a number that is negative or not whole, or no epochs at all.
         """
-        self._setting.noise.start_epoch(epoch)
-        self.objective.start_epoch(epoch, step, epochs)
+        self._epochs.start(epoch, step, epochs)
         if self.shared is not None:
             self.shared.start_epoch(step)
         every = self.method.reset_every
@@ -367,23 +362,25 @@ class Apart(StepSizesAtHand):
             self.memory.reset(self.generator, examples, total, initial)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that a later step depends on, apart from the model."""
+        """All that a later step depends on, apart from the model and the scaler."""
         state = {
-            "step_sizes": self.step_sizes,
-            "velocity": self.sizes.optimizer.velocities()[0],
+            **self.sizes.tensors(),
             "generator": self.generator.get_state(),
+            **self._epochs.tensors(),
             **self.objective.tensors(),
             **({} if self.shared is None else self.shared.tensors()),
         }
         return state | ({"memory": self.memory.contents()} if self.memory is not None else {})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over the state of an `Apart` made with the same arguments.
+        """Take over the state of an `Apart` made with the same arguments. Earlier versions did not save the epoch and
+        the rates: after theirs, call `start_epoch` (with `step`) and `set_rates`.
 
         Raises:
             UserError: another method, number of examples, image shape, omega dtype or number of block points.
         """
         take_over(state, self.state_dict(), self.generator)
+        self._epochs.go_on()
 
     def remove(self) -> None:
         """Leave the model as it came: its layers' classes, its hooks, the layout of its weights.

@@ -112,6 +112,11 @@ class Loss:
         """Whether z0 plays a part."""
         return self.ties != "nothing" or self.gate is not None
 
+    @property
+    def changes(self) -> bool:
+        """Whether it is another one in other epochs."""
+        return self.rises or self.gate is not None
+
 
 @dataclass(frozen=True)
 class Method:

@@ -61,6 +61,10 @@ class Gate:
             mean = torch.where(images > 0, total / images.clamp_min(1), mean)
             self.values.copy_(torch.stack([torch.zeros_like(mean), torch.zeros_like(mean), mean]))
 
+    def close(self) -> None:
+        """Until an epoch opens it."""
+        self._open.fill_(False)
+
     def factor(self, loss: Tensor, whole: Whole) -> Tensor:
         """-1, 0 or 1, 0-dim: with what sign the `loss` of this rank's images at the start is added; it is counted."""
         (shared,) = whole.mean([loss.detach()])
@@ -90,17 +94,23 @@ class Objective:
         self.gate = None if loss.gate is None else Gate(loss.gate, device)
         self.whole = Whole(None, 1, 1)
         self._start: tuple[Tensor, Tensor] | None = None
+        self.forget_epoch()
+
+    def forget_epoch(self) -> None:
+        """Be as before the first `start_epoch`."""
         self._set_weight(0, PUBLISHED_EPOCHS)
+        if self.gate is not None:
+            self.gate.close()
 
     def _set_weight(self, epoch: int, epochs: int) -> None:
         risen = min(1.0, (epoch + 1) / epochs) if self._loss.rises else 1.0
         self.weight.fill_(self._loss.weight * risen)
 
-    def start_epoch(self, epoch: int, step: int, epochs: int | None) -> None:
-        """Set what depends on the epoch (from 0) of a training of `epochs` (None: `PUBLISHED_EPOCHS`)."""
-        self._set_weight(epoch, epochs or PUBLISHED_EPOCHS)
+    def start_epoch(self, epoch: int, step: int, epochs: int) -> None:
+        """Set what depends on the epoch (from 0) of a training of `epochs`."""
+        self._set_weight(epoch, epochs)
         if self.gate is not None:
-            self.gate.start_epoch(epoch, step, epochs or PUBLISHED_EPOCHS)
+            self.gate.start_epoch(epoch, step, epochs)
 
     @contextmanager
     def step(self, whole: Whole) -> Iterator[None]:
@@ -147,5 +157,5 @@ class Objective:
             self.gate.factor(self.weight.new_zeros(()), whole)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a later step depends on; the rest is set by `start_epoch`."""
+        """What a later step depends on, apart from the epoch."""
         return {} if self.gate is None else {"gate": self.gate.values}

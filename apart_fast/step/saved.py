@@ -7,6 +7,8 @@ from torch import Tensor
 
 from apart_fast.errors import UserError
 
+LATER = ("epoch", "eta", "momentum")  # what earlier versions did not save: it stays as it is
+
 
 def take_over(state: dict[str, Tensor], mine: dict[str, Tensor], generator: torch.Generator) -> None:
     """Copy `state` into the tensors of `mine`, and its generator's state into `generator`.
@@ -16,6 +18,7 @@ def take_over(state: dict[str, Tensor], mine: dict[str, Tensor], generator: torc
     Raises:
         UserError: another set of names, or a tensor of another shape or dtype; then nothing was copied.
     """
+    state = {name: mine[name] for name in LATER if name in mine} | state
     for name in mine.keys() | state.keys():
         there = name in mine and name in state
         if not there or (mine[name].shape != state[name].shape and name != "generator"):

@@ -55,6 +55,12 @@ class StepSizes:
         """Step sizes of the block points, [points], a view."""
         return self.values[2:]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a later step depends on."""
+        (group,) = self.optimizer.param_groups
+        (velocity,) = self.optimizer.velocities()
+        return {"step_sizes": self.values, "velocity": velocity, "eta": group["lr"], "momentum": group["momentum"]}
+
     def update(self, grads: Tensor, scaler: torch.amp.GradScaler | None) -> None:
         """Ascend along `grads` [2 + points], the gradients of the loss, times the scale of `scaler` if there is one."""
         self.values.grad = grads

@@ -107,7 +107,7 @@ def _steps(trainer: Trainer, count: int) -> None:
     progress, loader = trainer.progress, trainer.loader
     trainer.model.train()
     while count > 0:
-        trainer.apart.start_epoch(progress.epoch, progress.step)
+        trainer.start_epoch()
         with closing(loader.epoch(progress.epoch, start=progress.step)) as batches:
             for batch in batches:
                 trainer.step(batch)

@@ -145,7 +145,7 @@ class Trainer:
         """What is recorded of the epoch in hand, and the seconds that the part of it done here took."""
         progress, epoch, steps = self.progress, self.progress.epoch, len(self.loader)
         self.model.train()
-        self.apart.start_epoch(epoch, progress.step, self.config.epochs)
+        self.start_epoch()
         began, first, stopping, due = time.perf_counter(), progress.step, False, False
         self.energy.start()
         with display.bar(epoch, first) as bar, closing(self.loader.epoch(epoch, start=first)) as batches:
@@ -177,6 +177,10 @@ class Trainer:
             "images_per_second": (progress.step - first) / steps * len(self.loader.split) / seconds,
         }
         return record, seconds
+
+    def start_epoch(self) -> None:
+        """Tell the step which epoch begins, or goes on."""
+        self.apart.start_epoch(self.progress.epoch, self.progress.step, self.config.epochs)
 
     def step(self, batch: Batch) -> None:
         """One training step: perturbation, gradients, weights, averages (with --grad-accum after some of them).

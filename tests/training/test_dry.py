@@ -10,6 +10,7 @@ from apart_fast.errors import UserError
 from apart_fast.loaders import load_dataset
 from apart_fast.runs.begin import begin
 from apart_fast.runs.config import TrainConfig
+from apart_fast.step.apart import Apart
 from apart_fast.training import dry
 from apart_fast.training.trainer import Trainer
 
@@ -27,12 +28,14 @@ def call(capsys, words):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_each_part_is_said_in_a_line_and_nothing_is_left(capsys, settings, image_folder, tmp_path, cached):
+def test_each_part_is_said_in_a_line_and_nothing_is_left(capsys, settings, image_folder, tmp_path, cached, monkeypatch):
     cache = tmp_path / "cache"
     if cached:
         load_dataset("folder", image_folder, cache=cache, progress=False)
         assert tree(cache)
     before, out_folder = tree(image_folder, tmp_path), tmp_path / "new" / "runs" / "x"
+    start, told = Apart.start_epoch, []
+    monkeypatch.setattr(Apart, "start_epoch", lambda apart, *said: (told.append(said), start(apart, *said)))
     code, out, err = call(capsys, [*settings, "--cache-dir", cache, "--out", out_folder, "--dry-run"])
     assert code == 0, err
     words = ("dry run: apart on folder, 42 images", "checkpoint: ", "step: ", "resume: ", "evaluation: ", "nothing was")
@@ -41,6 +44,7 @@ def test_each_part_is_said_in_a_line_and_nothing_is_left(capsys, settings, image
     assert lines[3].endswith("the same bits") and "pgd-20" in lines[4]
     assert tree(image_folder, tmp_path) == before and not out_folder.parent.parent.exists()
     assert cached == cache.exists()
+    assert told == [(0, 0, 3), (0, 1, 3), (0, 1, 3)]  # losses that rise do so as in the run
 
 
 def test_what_the_run_would_refuse_is_told_and_nothing_is_left(capsys, settings, tmp_path, monkeypatch):
