@@ -4,7 +4,7 @@ import math
 import shlex
 from dataclasses import dataclass, fields
 
-from apart_fast.plan.choice import PLACES, Choice, choose, rooms
+from apart_fast.plan.choice import FILL, PLACES, Choice, choose, rooms
 from apart_fast.plan.counting import Network
 from apart_fast.plan.memory import Memory, count_memory
 from apart_fast.plan.settings import PlanConfig
@@ -107,9 +107,12 @@ def _command(config: PlanConfig, flags: list[str]) -> str:
 
 
 def _notes(config: PlanConfig, network: Network, memory: Memory, choice: Choice, step: Step) -> list[str]:
-    notes = []
-    if not choice.fits:
-        notes.append("Nothing fits: take more GPUs, a smaller --batch-size, --omega-dtype int8, or a narrower network.")
+    notes, fills = [], FILL * config.hardware.memory
+    if not choice.fits and memory.weights > fills:
+        notes.append("Nothing fits, not even the weights: take a narrower network, or devices with more memory.")
+    elif not choice.fits:  # omega lies on disk already
+        more = ["more GPUs"] * (get_method(config.method).remembers != "grey")
+        notes.append(f"Nothing fits: take {', '.join([*more, 'a smaller --batch-size'])}, or a narrower network.")
     if choice.loader == "ffcv":
         notes.append("Without FFCV --loader dataloader in place of --ffcv delivers the same batches.")
     if choice.place != PLACES[0]:

@@ -103,7 +103,7 @@ def count_memory(config: PlanConfig, network: Network) -> Memory:
     omega = []
     if method.maps:
         rows = (n, on_host, config.images, config.rank_batch)
-        dtypes = [dtype for dtype in DTYPES if dtype != "int8" or method.remembers != "momentum"]
+        dtypes = [dtype for dtype in DTYPES if dtype in method.omega_dtypes]
         omega = [Omega(dtype, *(count * values * DTYPES[dtype] for count in rows)) for dtype in dtypes]
     copies = 4 * (3 + (config.gpus > 1)) + 2 * (not config.hardware.on_host) + 8 * (method.weight_step > 0)
     remembered = config.images * values * DTYPES[config.omega_dtype]

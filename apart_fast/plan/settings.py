@@ -8,7 +8,7 @@ import tyro
 from apart_fast.errors import UserError
 from apart_fast.plan.hardware import HARDWARE, Hardware
 from apart_fast.runs.config import FAMILY
-from apart_fast.step.methods import get_method
+from apart_fast.step.methods import check_keeping, get_method
 from apart_fast.units import check_settings, usual_padding
 
 if TYPE_CHECKING:
@@ -102,7 +102,12 @@ class PlanConfig:
             UserError: one line with the flag and what it takes.
         """
         check_settings(self)
-        get_method(self.method)
+        check_keeping(get_method(self.method), self.omega_dtype, "device", self.gpus, flags=True)
+        if self.padding is not None and self.padding >= self.image_size:
+            raise UserError(
+                f"--padding {self.padding}: a crop could miss an image of {self.image_size} pixels; give at most "
+                f"{self.image_size - 1}"
+            )
         if self.batch_size > self.images:
             raise UserError(f"--batch-size {self.batch_size} is larger than --images {self.images}: give at most that")
         if self.batch_size < self.gpus:

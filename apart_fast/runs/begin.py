@@ -13,7 +13,7 @@ from apart_fast.files import expand_paths, expanded
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.runs.json_files import is_file
-from apart_fast.step.methods import get_method
+from apart_fast.step.methods import check_keeping, get_method
 from apart_fast.units import parse_eps
 
 AUTO = Path("auto")  # of --resume
@@ -21,11 +21,14 @@ PRETRAINED = Path("pretrained")  # of --init-from
 WEIGHTS_OF = ("best.pt", "last.pt", "model.safetensors", "pytorch_model.bin")  # a folder: the first that is there
 
 
-def begin(config: TrainConfig) -> tuple[RunFolder, TrainConfig, bool]:
+def begin(config: TrainConfig, processes: int = 1) -> tuple[RunFolder, TrainConfig, bool]:
     """Where a training run is recorded, its settings (those given, or those of the run it goes on with), and whether it
     goes on with one.
 
     Nothing is written yet (see `RunFolder.create`).
+
+    Args:
+        processes: that train together.
 
     Raises:
         UserError: a value that makes no sense, a folder that already holds a run, or none to go on with.
@@ -51,7 +54,7 @@ def begin(config: TrainConfig) -> tuple[RunFolder, TrainConfig, bool]:
         config = config.resumed(saved)
     parse_eps(config.eps)
     parse_eps(config.eval_eps)
-    get_method(config.method)
+    check_keeping(get_method(config.method), config.omega_dtype, config.omega_device, processes, flags=True)
     return folder, config, resumes
 
 

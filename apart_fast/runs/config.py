@@ -12,7 +12,7 @@ from apart_fast.loaders.table import DATASET_NAMES, LOADER_NAMES
 from apart_fast.runs.data_settings import DataSettings
 from apart_fast.runs.recipes import RECIPES
 from apart_fast.runs.schema import misfit
-from apart_fast.step.methods import METHODS, get_method
+from apart_fast.step.methods import METHODS, check_keeping, get_method
 from apart_fast.step.schedules import SCHEDULES, check_schedule
 from apart_fast.units import check_settings, parse_eps
 
@@ -239,8 +239,12 @@ class TrainConfig(DataSettings):
             raise UserError("--dry-run and --profile are each something else than training: give one of them")
         check_settings(self)
         _ = self.reading
+        check_keeping(get_method(self.method), self.omega_dtype, self.omega_device, flags=True)
         if self.best_of == "both" and not self.ema:
-            raise UserError("--best-of both compares the weights with their average: give --ema, such as 0.9995")
+            raise UserError(
+                "--best-of both compares the weights with their average: give --ema, such as 0.9995, or --best-of "
+                "average"
+            )
         check_schedule(
             self.schedule,
             epochs=self.epochs,

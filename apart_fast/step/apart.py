@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from apart_fast.errors import UserError
 from apart_fast.kernels import Crops
 from apart_fast.models.channels_last import PlainLayout, any_layout
 from apart_fast.models.default_points import default_points
@@ -25,7 +24,7 @@ from apart_fast.step import spans
 from apart_fast.step.checks import check_arguments, check_batch, check_trainable
 from apart_fast.step.epochs import Epochs
 from apart_fast.step.losses import CrossEntropy, pixel_gradient
-from apart_fast.step.methods import Method, get_method
+from apart_fast.step.methods import Method, check_keeping, get_method
 from apart_fast.step.moves import MOVES
 from apart_fast.step.noise import ExampleNoise
 from apart_fast.step.objective import Objective
@@ -118,6 +117,9 @@ class Apart(StepSizesAtHand):
         )  # fmt: skip
         self.model, self.amp, self.scaler = model, amp, scaler
         self.method = method = get_method(method)
+        if omega_dtype is None:
+            omega_dtype = torch.float64 if dtype == torch.float64 else torch.float16
+        check_keeping(method, str(omega_dtype).removeprefix("torch."), omega_device, 1 if ranks is None else 2)
         self.eps = parse_eps(eps)
         self.padding, self.flip, self.dtype = padding, flip, dtype
         self.image_shape = tuple(image_shape)
@@ -129,14 +131,10 @@ class Apart(StepSizesAtHand):
         if method.blocks:
             self.points = BlockPoints(model, default_points(model) if points is None else points)
         self.ranks = ranks
-        if omega_dtype is None:
-            omega_dtype = torch.float64 if dtype == torch.float64 else torch.float16
         self.memory = memory_of(
             method, omega_device, num_examples, self.image_shape, padding, omega_dtype, self.device, omega_folder
         )
         self._reset_memory()
-        if ranks is not None and method.remembers == "grey":
-            raise UserError(f"method {method.name} draws for the whole batch: train it with one process")
         count = len(self.points) if self.points else 0
         self.sizes = StepSizes(count, learned=method.learned, eta=eta, decay=decay, dtype=dtype, device=self.device)
         sample = torch.zeros(2, *self.image_shape, dtype=dtype, device=self.device).permute(0, 3, 1, 2)

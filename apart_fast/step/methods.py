@@ -26,7 +26,7 @@ Passes of each: `Method.passes`, docs/methods.md.
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ _NUMBERS = {
     "gate": Bounds(0, 10**6),
     "relax": Bounds(0, 1, below=True),
 }
+OMEGA_DTYPES = ("float64", "float32", "float16", "int8")
 # what is remembered where a perturbation begins there; elsewhere nothing is
 _REMEMBERED = {
     "memory": ("perturbation", "momentum", "direction"),
@@ -207,6 +208,11 @@ class Method:
         return {"perturbation": 1, "direction": 1, "momentum": 2}.get(self.remembers, 0)
 
     @property
+    def omega_dtypes(self) -> tuple[str, ...]:
+        """Those in which what is remembered of each example can be stored, the largest first."""
+        return tuple(dtype for dtype in OMEGA_DTYPES if dtype != "int8" or self.remembers != "momentum")
+
+    @property
     def passes(self) -> int:
         """Cost of a step in units of one forward = one data-backward = one weight-backward of the network.
 
@@ -281,6 +287,35 @@ METHODS: dict[str, tuple[Callable[[str, int | None], Method], bool, str]] = {
 }
 
 
+def numbered(names: Iterable[str]) -> list[str]:
+    """Names of `METHODS`, with -k where they take a number of steps."""
+    return [name + "-k" * METHODS[name][1] for name in names]
+
+
+def check_keeping(method: Method, dtype: str, place: str, processes: int = 1, *, flags: bool = False) -> None:
+    """Refuse what does not go with what a method remembers.
+
+    Args:
+        dtype, place: how and where rows of examples are to lie: `omega_dtype` and `omega_device` of `Apart`.
+        processes: that train together.
+        flags: messages name flags instead of arguments.
+
+    Raises:
+        UserError: one line with what to give instead.
+    """
+    dtype_said, place_said = ("--omega-dtype", "--omega-device") if flags else ("omega_dtype", "omega_device")
+    if method.maps == 0 and place != "device":
+        others = ", ".join(numbered(name for name, (make, _, _) in METHODS.items() if make(name, None).maps))
+        raise UserError(
+            f"{place_said} {place}: the method {method.name} remembers nothing of each example; leave it out, or "
+            f"choose one of {others}"
+        )
+    if method.maps and dtype not in method.omega_dtypes:
+        raise UserError(f"the momentum of {method.name} has no bounds: give {dtype_said} float16 or float32")
+    if method.remembers == "grey" and processes > 1:
+        raise UserError(f"method {method.name} draws for the whole batch: train it with one process")
+
+
 def get_method(name: str | Method) -> Method:
     """The settings of a method by name; `pgd-7`, `atta-3`: with that many steps.
 
@@ -296,8 +331,8 @@ def get_method(name: str | Method) -> Method:
     if base not in METHODS:
         close = difflib.get_close_matches(base, METHODS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METHODS)}"
-        numbered = " and ".join(f"{base}-k" for base, (_, takes_steps, _) in METHODS.items() if takes_steps)
-        raise UserError(f"unknown method {name!r}: {hint} ({numbered} take a number of steps)")
+        iterated = " and ".join(numbered(base for base, (_, takes_steps, _) in METHODS.items() if takes_steps))
+        raise UserError(f"unknown method {name!r}: {hint} ({iterated} take a number of steps)")
     make, takes_steps, _ = METHODS[base]
     steps = None if k is None else int(k[:9])  # the first digits show that it is too much
     if steps is not None and (not takes_steps or steps < 1):

@@ -13,7 +13,7 @@ import torch
 from apart_fast.device import available_bytes
 from apart_fast.errors import UserError
 from apart_fast.files import NO_ROOM
-from apart_fast.step.methods import Method
+from apart_fast.step.methods import OMEGA_DTYPES, Method
 from apart_fast.step.omega import Memory
 from apart_fast.step.staging import StagedMemory
 
@@ -29,10 +29,12 @@ def make_memory(
     device: torch.device,
     folder: Folder = None,
     maps: int = 1,
+    dtypes: Sequence[str] = OMEGA_DTYPES,
 ) -> Memory:
     """A memory of zeros for images [H, W, C] whose rows, of `maps` maps, lie where `kind` (a key of `PLACES`) says.
 
     Args:
+        dtypes: those that the rows could have, of which smaller ones are named where there is no room.
         folder: for "disk": where its file lies, made if need be. The file has no name and is gone with the process,
             however that ends: checkpoints hold what is needed.
 
@@ -44,7 +46,12 @@ def make_memory(
         raise UserError(f"unknown omega_device {kind!r}: choose one of {', '.join(PLACES)}")
     h, w, c = image_shape
     shape = (num_examples, *((maps,) if maps > 1 else ()), h + 2 * padding, w + 2 * padding, c)
-    return PLACES[kind](shape, dtype, device, folder)
+    try:
+        return PLACES[kind](shape, dtype, device, folder)
+    except _TooLarge as error:
+        smaller = [name for name in dtypes if getattr(torch, name).itemsize < dtype.itemsize]
+        ways = [f"as {name}" for name in smaller[-1:]] + error.ways
+        raise UserError(f"{error}: store it {', or '.join(ways)}") from error
 
 
 def memory_of(
@@ -59,19 +66,25 @@ def memory_of(
 ) -> Memory | None:
     """What `method` remembers of each example (see `make_memory`); None: nothing.
 
+    Args:
+        method: goes with `kind` and `dtype` (`check_keeping`).
+
     Raises:
-        UserError: it does, and cannot so; or a place for what it does not remember.
+        UserError: see `make_memory`.
     """
     if method.maps == 0:
-        if kind == "device":
-            return None
-        raise UserError(
-            f"omega_device {kind}: the method {method.name} remembers nothing of each example; leave it out, "
-            "or choose apart, fgsm+, fgsm-pgi or atta-k"
-        )
-    if method.remembers == "momentum" and not dtype.is_floating_point:
-        raise UserError(f"the momentum of {method.name} has no bounds: give omega_dtype float16 or float32")
-    return make_memory(kind, num_examples, image_shape, padding, dtype, device, folder, method.maps)
+        return None
+    return make_memory(
+        kind, num_examples, image_shape, padding, dtype, device, folder, method.maps, method.omega_dtypes
+    )
+
+
+class _TooLarge(Exception):
+    """There is no room for omega; `ways` are others where there may be."""
+
+    def __init__(self, text: str, *ways: str):
+        super().__init__(text)
+        self.ways = list(ways)
 
 
 def _on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, _folder: Folder) -> Memory:
@@ -80,18 +93,19 @@ def _on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device,
     try:
         return Memory(torch.zeros(shape, dtype=dtype, device=device))
     except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"omega needs {_nbytes(shape, dtype) / 1e9:.1f} GB of GPU memory, which is not free: store it as int8, or "
-            "in host memory (omega_device host) or on disk"
+        raise _TooLarge(
+            f"omega needs {_nbytes(shape, dtype) / 1e9:.1f} GB of GPU memory, which is not free",
+            "in host memory (omega_device host)",
+            "on disk (omega_device disk)",
         ) from error
 
 
 def _refuse_too_large(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     needed, available = _nbytes(shape, dtype), available_bytes()
     if needed > available:  # the system would promise it, and end the process when it is used
-        raise UserError(
-            f"omega needs {needed / 1e9:.1f} GB of host memory, and {available / 1e9:.1f} GB are free: "
-            "store it as int8, or on disk"
+        raise _TooLarge(
+            f"omega needs {needed / 1e9:.1f} GB of host memory, and {available / 1e9:.1f} GB are free",
+            "on disk (omega_device disk)",
         )
 
 

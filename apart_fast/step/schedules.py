@@ -201,8 +201,8 @@ def check_schedule(
     """
     if name == "triangle" and by_epoch:
         raise UserError(
-            "--schedule-per epoch: the first epoch of a triangle would have rate 0; leave it out, or choose "
-            "another --schedule"
+            "--schedule-per epoch: the first epoch of a triangle would have rate 0; give --schedule-per step, or "
+            "choose another --schedule"
         )
     if name != "triangle" and cycle_given:
         raise UserError(f"--cycle is of --schedule triangle, and {name} spans the whole run: leave it out")

@@ -34,7 +34,7 @@ def train(asked: TrainConfig, us: World | None = None) -> tuple[dict, Path]:
         UserError, Stopped: see `Trainer.run`.
     """
     us, state = us or World(), None
-    folder, config, resumed = us.of_first(lambda: begin(asked))
+    folder, config, resumed = us.of_first(lambda: begin(asked, us.size))
     if config.profile and us.size > 1:
         raise UserError("--profile measures one process: start it without torchrun")
     config = replace(config, progress=config.progress and us.first)

@@ -15,6 +15,7 @@ import tyro
 
 from apart_fast import Apart, build_model
 from apart_fast.cli import main
+from apart_fast.errors import UserError
 from apart_fast.kernels import Crops
 from apart_fast.loaders import Split
 from apart_fast.loaders.datasets.decode import Decoded
@@ -30,6 +31,7 @@ from apart_fast.plan.memory import beton_bytes, count_memory, rank_examples
 from apart_fast.plan.settings import PlanConfig
 from apart_fast.plan.step import longest, ring_bytes
 from apart_fast.runs import checkpoint
+from apart_fast.runs.begin import begin
 from apart_fast.runs.config import TrainConfig
 from apart_fast.step.methods import METHODS, get_method
 from apart_fast.step.optimizer import SGD
@@ -225,7 +227,10 @@ def test_places_by_room():
     assert made.step.pcie_in == 8 * 432 + made.step.pcie_out and made.step.pcie_out == 8 * 16 * 16 * 3 * 2
     assert made.step.disk == 8 * 432 + 2 * made.step.pcie_out  # nothing of it is cached
     nothing = made_of(replace(config, memory=base / 2, host_memory=1e3))
-    assert not nothing.choice.fits and "Nothing fits" in " ".join(nothing.notes)
+    assert not nothing.choice.fits and "Nothing fits, not even the weights" in nothing.notes[0]
+    for method, more in (("apart", "more GPUs, "), ("liet", "")):  # nothing of omega is on the device any more
+        crowded = replace(config, memory=memory.weights / 0.79, host_memory=1e3, method=method, batch_size=800)
+        assert made_of(crowded).notes[0].startswith(f"Nothing fits: take {more}a smaller --batch-size, or a")
 
 
 def test_the_batch_that_is_named_makes_the_network_a_tenth():
@@ -264,6 +269,25 @@ def test_the_flags_are_those_of_train(capsys, words, flags):
     assert shlex.split(found["command"])[-len(found["flags"]) :] == found["flags"]
     assert ("torchrun" in found["command"]) == (found["settings"]["gpus"] > 1)
     assert ("--omega-dtype" in found["flags"]) == bool(found["memory"]["omega"])
+
+
+@pytest.mark.parametrize("name", [name + "-2" * numbered for name, (_, numbered, _) in METHODS.items()])
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_what_is_planned_is_what_begins(monkeypatch, tmp_path, name, dtype):
+    monkeypatch.chdir(tmp_path)
+    for gpus in (1, 2):
+        config = replace(SMALL, method=name, omega_dtype=dtype, gpus=gpus, width=0.125, device_kind="h100")
+        wanted = TrainConfig(method=name, omega_dtype=dtype)
+        try:
+            config.check()
+        except UserError as refused:
+            with pytest.raises(UserError, match=str(refused)):
+                begin(wanted, gpus)
+            continue
+        made = made_of(config)
+        begin(tyro.cli(TrainConfig, args=made.flags), gpus)
+        kept = [row for row in made.memory.omega if row.dtype == dtype]
+        assert made.memory.checkpoint > sum(row.all for row in kept) and len(kept) == (get_method(name).maps > 0)
 
 
 def test_the_page_says_what_the_data_say(capsys, monkeypatch):
@@ -310,6 +334,10 @@ def test_every_assumed_figure_has_a_flag():
         ("--image-size 4", "too small: each side needs at least 8"),
         ("--model torchvision/vit_b_16 --image-size 32", "cannot take 32x32 images"),
         ("--device-kind cpu --pcie 1e9", "leave it out"),
+        ("--method fgsm-pgi --omega-dtype int8", "momentum of fgsm-pgi has no bounds: give --omega-dtype float16"),
+        ("--method fgsm-mep-cs --omega-dtype int8 --images 100000000", "momentum of fgsm-mep-cs has no bounds"),
+        ("--method liet --gpus 8", "method liet draws for the whole batch: train it with one process"),
+        ("--padding 32", "--padding 32: a crop could miss an image of 32 pixels; give at most 31"),
     ],
 )
 def test_bad_input_is_one_line(capsys, words, line):

@@ -65,6 +65,10 @@ def trained(settings, tmp_path):
         (["--ffcv", "--loader", "resident"], "contradict"),
         (["--val-images", "48"], "validation"),
         (["--resume", "nowhere"], "no run in nowhere"),
+        (["--method", "fgsm-pgi", "--omega-dtype", "int8"], "give --omega-dtype float16 or float32"),
+        (["--method", "pgd-10", "--omega-device", "disk"], "--omega-device disk: the method pgd-10 remembers nothing"),
+        (["--recipe", "strong", "--ema", "0"], "give --ema, such as 0.9995, or --best-of average"),
+        (["--recipe", "strong", "--schedule", "triangle"], "give --schedule-per step, or choose another --schedule"),
     ],
 )
 def test_settings(capsys, settings, tmp_path, flags, line):

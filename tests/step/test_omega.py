@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from apart_fast import Apart, UserError, build_model
+from apart_fast import METHODS, Apart, UserError, build_model, get_method
 from apart_fast.cli import main
 from apart_fast.evaluation.judge import reproducible
 from apart_fast.loaders import Split, load_dataset, make_loader
@@ -432,6 +432,28 @@ def test_bad_places_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(places, "available_bytes", lambda: 1000)
     with pytest.raises(UserError, match="of host memory, and 0.0 GB are free: store it as int8, or on disk"):
         Apart(tiny(), 6, SHAPE, omega_device="host")
+
+
+@pytest.mark.parametrize(
+    "method, dtype, ways",
+    [
+        ("apart", torch.float32, "as int8, or on disk"),
+        ("apart", torch.int8, "on disk"),
+        ("fgsm-pgi", torch.float32, "as float16, or on disk"),
+        ("fgsm-mep-cs", torch.float16, "on disk"),
+    ],
+)
+def test_where_there_is_no_room_only_what_goes_is_named(monkeypatch, method, dtype, ways):
+    monkeypatch.setattr(places, "available_bytes", lambda: 1000)
+    with pytest.raises(UserError, match=f"GB are free: store it {ways} \\(omega_device disk\\)$"):
+        Apart(tiny(), 6, SHAPE, method=method, omega_dtype=dtype)
+
+
+def test_methods_that_remember_each_example_are_named():
+    with pytest.raises(UserError, match="omega_device host: the method trades-10 remembers nothing") as refused:
+        Apart(tiny(), 6, SHAPE, method="trades", omega_device="host")
+    named = str(refused.value).partition("choose one of ")[2].split(", ")
+    assert named == [name + "-k" * numbered for name, (_, numbered, _) in METHODS.items() if get_method(name).maps]
 
 
 def test_free_host_memory_is_known():
