@@ -404,7 +404,7 @@ def refuse(capsys, *words):
 
 def test_a_method_without_memory_is_told(capsys, settings, tmp_path):
     words = ["train", *settings, "--method", "pgd-2", "--omega-device", "host", "--out", tmp_path / "run"]
-    assert "omega_device host: the method pgd-2 remembers nothing" in refuse(capsys, *words)
+    assert "--omega-device host: the method pgd-2 remembers nothing" in refuse(capsys, *words)
     assert not (tmp_path / "run").exists()
 
 
