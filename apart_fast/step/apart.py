@@ -71,7 +71,7 @@ class Apart(StepSizesAtHand):
         amp: torch.bfloat16 or torch.float16 for autocast; None: no autocast. The first layer stays in full precision.
         scaler: a `torch.amp.GradScaler` for float16. Call `scaler.step(optimizer)` and `scaler.update()` after every
             `step`: gradients of several steps can be summed up in bfloat16 or float32 only.
-        label_smoothing: of the cross-entropy in both passes.
+        label_smoothing: of the cross-entropy in both passes; a method that draws its labels anew (liet) goes without.
         eta: learning rate of the step sizes, for the released run of 11,730 steps 5e-8 (see `scaled_eta`).
         decay: lambda, their weight decay: 1200 as in the published curves, 400 as the released script on torch >= 2.
         omega_dtype: torch.float16, float32, float64 or int8 (x 127); None: float16, or float64 when `dtype` is.

@@ -27,7 +27,7 @@ Passes of each: `Method.passes`, docs/methods.md.
 import difflib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from apart_fast.errors import UserError
@@ -107,6 +107,10 @@ class Loss:
             raise UserError("loss: a gate adds the loss at the start, whose gradient needs through_start")
         if self.through_start and self.ties == "nothing" and self.gate is None:
             raise UserError("loss: through_start is paid for in vain without ties or gate")
+        if self.ties == "nothing" and (self.rises or self.weight != 1):
+            raise UserError(
+                "loss: weight and rises are those of what is tied, and nothing is: give ties, or leave them out"
+            )
 
     @property
     def uses_start(self) -> bool:
@@ -130,13 +134,13 @@ class Method:
         learned scale (alpha_omega). `grey`: of direction and noise.
     steps: gradient-sign steps (each costs one forward and one data-backward).
     step_size: length of a step; `None`: learned (alpha).
-    project: clip the perturbation to the eps-ball after each step.
+    project: clip the perturbation to the eps-ball after each step (a learned one, or one from_start, always is).
     from_start: the step is added to the perturbation's start as it is remembered, not to the clipped image.
     remembers: what is kept: `nothing`; for each example the last `perturbation` (ATTA), a perturbation moved by a
         `momentum` of normalised gradients (FGSM-PGI), or a `direction` moved by the sign of the last gradient (APART's
         omega); a perturbation with momentum for `all` or for each `class` (FGSM-UAP); each class's direction at a
         `grey` image (LIET).
-    reset_every: the memory is drawn anew every so many epochs (0: never).
+    reset_every: the memory of the examples is drawn anew every so many epochs (0: never).
     blocks: perturb the activations at the model's block points by learned steps (alpha_b).
     loss: what is minimised.
     weight_step: gamma of AWP: each weight tensor w moves by gamma |w| / |g| g, g its gradient, before pass 2 and goes
@@ -191,6 +195,11 @@ class Method:
             )
         if self.blocks and self.loss.through_start:
             raise UserError(f"method {self.name}: with block steps the logits of pass 1 have to be detached")
+        for field in fields(self):
+            counts, why = _COUNTS.get(field.name, (None, ""))
+            value = getattr(self, field.name)
+            if counts is not None and value != field.default and not counts(self):
+                raise UserError(f"method {self.name}: {field.name} {value} would do nothing: {why}; leave it out")
 
     @property
     def learned(self) -> bool:
@@ -220,6 +229,16 @@ class Method:
         the loss asks for it, and a forward of the images as they are; a pass with both backwards for AWP's direction.
         """
         return 3 + 2 * self.steps + 2 * self.loss.through_start + (self.loss.at == "image") + 3 * (self.weight_step > 0)
+
+
+# where settings of a method count, and why not elsewhere
+_COUNTS: dict[str, tuple[Callable[[Method], bool], str]] = {
+    "reset_every": (lambda m: m.maps > 0, "nothing is remembered of each example"),
+    "project": (lambda m: m.steps > 0 and m.move == "fixed", "only steps of a given size, not from_start, do without"),
+    "start_size": (lambda m: m.start not in ("none", "zero"), "there is nothing of that size"),
+    "step_size": (lambda m: m.steps > 0, "there are no steps"),
+    "from_start": (lambda m: m.start != "zero", "the start is the image"),
+}
 
 
 def _fixed(**settings: Any) -> Callable[[str, int | None], Method]:
@@ -316,6 +335,15 @@ def check_keeping(method: Method, dtype: str, place: str, processes: int = 1, *,
         raise UserError(f"method {method.name} draws for the whole batch: train it with one process")
 
 
+def _close(name: str) -> list[str]:
+    """Names that `name` may stand for: without the dash (trades10), a part of one (uap), or misspelt."""
+    found = re.fullmatch(r"(.+?)(?:[\s_-]*([0-9]{1,4}))?", name)
+    base, k = (found[1], found[2]) if found else (name, None)
+    named = [other for other in METHODS if base == other or base in re.split(r"[+-]", other)]
+    named = [base] if base in METHODS else named or difflib.get_close_matches(base, METHODS, n=1)
+    return [f"{other}-{k}" if k is not None and METHODS[other][1] else other for other in named]
+
+
 def get_method(name: str | Method) -> Method:
     """The settings of a method by name; `pgd-7`, `atta-3`: with that many steps.
 
@@ -329,8 +357,8 @@ def get_method(name: str | Method) -> Method:
     match = re.fullmatch(r"([a-z+-]+?)(?:-([0-9]+))?", (name := str(name)).strip().lower())
     base, k = (match[1], match[2]) if match else (name, None)
     if base not in METHODS:
-        close = difflib.get_close_matches(base, METHODS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METHODS)}"
+        close = _close(name.strip().lower())
+        hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(METHODS)}"
         iterated = " and ".join(numbered(base for base, (_, takes_steps, _) in METHODS.items() if takes_steps))
         raise UserError(f"unknown method {name!r}: {hint} ({iterated} take a number of steps)")
     make, takes_steps, _ = METHODS[base]

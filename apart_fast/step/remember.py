@@ -81,6 +81,7 @@ def make_shared(
 
     Args:
         scaled: makes of a loss what is differentiated.
+        loss: is told how many classes there are, where they are counted.
         sample: pixels [2, H, W, C], with which the classes are counted.
 
     Raises:
@@ -89,7 +90,8 @@ def make_shared(
     if method.remembers not in ("all", "class", "grey"):
         return None
     with torch.no_grad(), uncompiled(), evaluating(model):
-        classes = 1 if method.remembers == "all" else loss.logits(sample).shape[1]
+        counted = None if method.remembers == "all" else loss.logits(sample).shape[1]
+    loss.classes, classes = counted, counted or 1  # labels are checked from the first step on
     shape = tuple(sample.shape[1:])
     if method.remembers == "grey":
         return GreyDirections(model, loss, scaled, classes, shape, sample.dtype, sample.device)

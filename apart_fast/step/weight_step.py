@@ -29,8 +29,12 @@ class WeightStep:
 
     @contextmanager
     def moved(self, loss: Callable[[], Tensor], whole: Whole) -> Iterator[None]:
-        """Within: the weights are where the gradient of `loss()` (times a positive scale) takes them."""
+        """Within: the weights are where the gradient of `loss()` (times a positive scale) takes them. Where no such
+        tensor is trained, nothing is done."""
         weights = self._weights()
+        if not weights:
+            yield
+            return
         found = torch.autograd.grad(loss(), weights, allow_unused=True)
         grads = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
         grads = whole.mean(grads, like=weights)
@@ -51,5 +55,5 @@ class WeightStep:
 
     def without_images(self, whole: Whole) -> None:
         """What a rank does in a step in which only others have images."""
-        weights = self._weights()
-        whole.mean([torch.zeros_like(w) for w in weights], like=weights)
+        if weights := self._weights():
+            whole.mean([torch.zeros_like(w) for w in weights], like=weights)

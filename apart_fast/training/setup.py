@@ -162,6 +162,11 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, *, f
         seed=config.seed,
         ranks=ranks,
     )
+    if config.label_smoothing and apart.method.loss.relax and us.first:
+        tqdm.write(
+            f"note: {apart.method.name} draws its labels anew in each pass: --label-smoothing {config.label_smoothing} "
+            "does not apply"
+        )
     if origin is not None:
         take_step_sizes(apart, origin)
     optimizer = SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -260,6 +261,54 @@ def test_torchvision_models_take_block_steps(name):
     apart.step(images, torch.arange(4), torch.arange(4))
     assert len(apart.points) == {"resnet18": 8, "wide_resnet50_2": 16}[name]
     assert (apart.step_sizes.grad[2:] != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("uap", "fgsm-uap"),
+        ("cuap", "fgsm-cuap"),
+        ("trades10", "trades-10"),
+        ("TRADES 10", "trades-10"),
+        ("trades_7", "trades-7"),
+        ("pgd10", "pgd-10"),
+        ("pdg-7", "pgd-7"),
+        ("awp", "awp-pgd"),
+        ("awp 5", "awp-pgd-5"),
+        ("cs", "fgsm-mep-cs or fgsm-rs-cs"),
+        ("apart js", "apart+js"),
+        ("fgsmrs", "fgsm-rs"),
+        ("liett", "liet"),
+    ],
+)
+def test_what_a_name_may_stand_for_is_named(name, meant):
+    with pytest.raises(UserError, match=f"did you mean {re.escape(meant)}[?]"):
+        get_method(name)
+    for other in meant.split(" or "):
+        get_method(other)
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+@pytest.mark.parametrize("name", ALL)
+def test_a_wrong_label_is_told_in_the_first_step(name, label):
+    images, labels, indices = data()
+    labels[0] = label
+    with pytest.raises(IndexError, match="a label is outside of 0..3|a label is below 0"):
+        Apart(tiny(), 6, SHAPE, method=name).step(images, labels, indices)
+
+
+def test_weights_that_are_not_trained_are_not_moved():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(400, 4))
+    for p in model.parameters():
+        p.requires_grad_(p.ndim == 1)
+    images, labels, indices = data()
+    found = []
+    for method in ("awp-pgd-2", "pgd-2"):
+        model.zero_grad()
+        model[1].reset_running_stats()
+        Apart(model, 6, SHAPE, method=method, seed=3).step(images, labels, indices)
+        found.append(torch.cat([p.grad for p in model.parameters() if p.requires_grad]))
+    assert torch.equal(*found)
 
 
 def test_bad_use_is_told():

@@ -412,6 +412,9 @@ def test_ties_of_the_passes_are_detached_or_not(ties, tie, through):
         (dict(at="image"), "give ties"),
         (dict(gate=0.1), "needs through_start"),
         (dict(through_start=True), "in vain"),
+        (dict(rises=True), "nothing is: give ties, or leave them out"),
+        (dict(weight=7.0), "nothing is: give ties, or leave them out"),
+        (dict(weight=7.0, gate=0.1, through_start=True), "nothing is: give ties, or leave them out"),
     ],
 )
 def test_losses_that_make_no_sense_are_told(fields, line):
@@ -429,6 +432,18 @@ def test_losses_that_make_no_sense_are_told(fields, line):
         (dict(weight_step=-1.0), "weight_step -1.0 is too small"),
         (dict(weight_step=0.1, loss=Loss("mse", through_start=True)), "logits have to be detached"),
         (dict(start="none", steps=0, loss=Loss("mse")), "there is none"),
+        (dict(reset_every=3), "reset_every 3 would do nothing"),
+        (dict(start="class", remembers="class", reset_every=2), "reset_every 2 would do nothing"),
+        (dict(start="grey", remembers="grey", reset_every=2), "reset_every 2 would do nothing"),
+        (dict(start="none", start_size=0.0, steps=0, reset_every=2), "reset_every 2 would do nothing"),
+        (dict(from_start=True, project=False), "project False would do nothing"),
+        (dict(start="memory", remembers="momentum", from_start=True, project=False), "project False would do nothing"),
+        (dict(start="memory", remembers="direction", start_size=None, step_size=None, project=False), "project False"),
+        (dict(start="none", start_size=0.0, steps=0, project=False), "project False would do nothing"),
+        (dict(start="none", start_size=0.0, steps=0, step_size=2.0), "step_size 2.0 would do nothing"),
+        (dict(start="none", steps=0), "start_size 1.0 would do nothing"),
+        (dict(start="zero"), "start_size 1.0 would do nothing"),
+        (dict(start="zero", start_size=0.0, from_start=True), "from_start True would do nothing"),
     ],
 )
 def test_methods_that_cannot_be_are_told(fields, line):
