@@ -18,7 +18,7 @@ from apart_fast.loaders import load_dataset, subset
 from apart_fast.runs.card import write_card
 from apart_fast.runs.checkpoint import check_data, load, load_network
 from apart_fast.runs.environment import environment
-from apart_fast.runs.json_files import Object, read_if_there
+from apart_fast.runs.json_files import read_if_there
 from apart_fast.runs.reading import Run
 from apart_fast.training.setup import split
 from apart_fast.units import parse_eps
@@ -41,7 +41,8 @@ class Judged(TypedDict):
 
     checkpoint: str
     eps: float
-    results: dict[str, dict[str, Result]]
+    results: NotRequired[dict[str, dict[str, Result]]]
+    attacks: NotRequired[dict[str, Result]]  # in those of earlier versions: one result for each attack
 
 
 Results = dict[str, dict[int, Result]]  # attack -> number of images -> result
@@ -141,12 +142,13 @@ def results(run: Run, which: Literal["test", "val"] = "test") -> Results:
     """
     file = run.folder.path / FILES[which]
     found = read_if_there(file, Judged, "remove it, and the run is judged again")
-    if found is None:  # those of earlier versions have one result for each attack
-        found = run.evaluation if which == "test" else read_if_there(file, Object, "remove it")
-        found = {**(found or {}), "results": {a: {r.get("n"): r} for a, r in (found or {}).get("attacks", {}).items()}}
+    if found is None:  # earlier versions had evaluation.json alone
+        found = run.evaluation if which == "test" else {}
     if not _of_these_weights(run, found):
         return {}
-    return {attack: {int(n): result for n, result in of.items()} for attack, of in found["results"].items()}
+    by_images = {a: {r["n"]: r} for a, r in found.get("attacks", {}).items() if "n" in r and "accuracy" in r}
+    by_images = found.get("results", by_images)
+    return {attack: {int(n): result for n, result in of.items()} for attack, of in by_images.items()}
 
 
 def _leave_evaluation(run: Run, known: Results) -> None:

@@ -61,6 +61,11 @@ def test_validation_is_of_the_weights_that_count_and_not_repeated(config, monkey
     assert {result["n"] for one in first.values() for result in one.values()} == {6} and len(first) == 6
     monkeypatch.setattr(judging, "evaluate", lambda *_, **__: pytest.fail("judged again"))
     assert judging.validate(config, job) == first
+    file = config.folder("fgsm", 0) / "validation.json"  # one of an earlier version
+    found = json.loads(file.read_text())
+    del found["results"]
+    file.write_text(json.dumps(found | {"attacks": first["fgsm", 0]}))
+    assert judging.validate(config, job) == first
     # the time to accuracy takes the same runs
     runs = sweep.finished(timing.Config(
         data_dir=config.data_dir, recipe="fastat-small", methods=("fgsm", "n-fgsm"), seeds=(0, 1), device="cpu",
