@@ -49,7 +49,7 @@ class Epochs:
 
     def check_told(self) -> None:
         """Say, in the first step, if no epoch was named and the method needs to know."""
-        if self._now[0] == _NOT_SAID and (self._method.loss.changes or self._method.reset_every):
+        if self._now[0] < 0 and (self._method.loss.changes or self._method.reset_every):
             self._remind(
                 f"{self._method.name} depends on the epoch, and none was named: without apart.start_epoch(epoch, "
                 "epochs=...) at the beginning of each it is another method",
@@ -67,7 +67,7 @@ class Epochs:
 
     def go_on(self) -> None:
         """Set what depends on the epoch as `tensors`, in which another state was written, now say."""
-        if self._now[0] == _NOT_SAID:
+        if self._now[0] < 0:
             self._noise.started = False
             self._objective.forget_epoch()
         else:

@@ -341,7 +341,8 @@ def _close(name: str) -> list[str]:
     base, k = (found[1], found[2]) if found else (name, None)
     named = [other for other in METHODS if base == other or base in re.split(r"[+-]", other)]
     named = [base] if base in METHODS else named or difflib.get_close_matches(base, METHODS, n=1)
-    return [f"{other}-{k}" if k is not None and METHODS[other][1] else other for other in named]
+    steps = int(k or 0)
+    return [f"{other}-{steps}" if METHODS[other][1] and 1 <= steps <= MOST_STEPS else other for other in named]
 
 
 def get_method(name: str | Method) -> Method:
