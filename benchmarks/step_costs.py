@@ -55,6 +55,7 @@ def measure_costs(sweep: Sweep, names: tuple[str, ...], rounds: int) -> dict[str
     Those of others that are there stay.
     """
     assert sweep.out is not None
+    there = _there(sweep)  # a damaged file is told before anything is timed
     configs = {name: sweep.wanted(name, 0) for name in dict.fromkeys((*names, REFERENCE))}
     first = next(iter(configs.values()))
     data = load_dataset(first.dataset, sweep.data_dir)
@@ -77,7 +78,7 @@ def measure_costs(sweep: Sweep, names: tuple[str, ...], rounds: int) -> dict[str
             }
             for name, made in configs.items()
         }
-    atomic_write(sweep.out / FILE, to_json({"steps": _there(sweep) | rows}))
+    atomic_write(sweep.out / FILE, to_json({"steps": there | rows}))
     return {name: rows[name] for name in names}
 
 

@@ -103,6 +103,7 @@ def engine_step(problem: Problem, method: str, train: bool = False) -> Callable[
     """A step of the engine, on a GPU as a CUDA graph; `train`: with the update of the weights."""
     setting, model = problem.setting, problem.model()
     apart = Apart(model, setting.examples, (H, W, C), padding=PADDING, eps=EPS, method=method, amp=setting.amp)
+    apart.start_epoch(0, epochs=1)  # noise is drawn as in training
     optimizer = SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=2e-4)
 
     def device_step(batch: Batch) -> None:
