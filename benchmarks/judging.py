@@ -11,9 +11,7 @@ from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from apart_fast import evaluate
 from apart_fast.device import pick_device
-from apart_fast.errors import UserError
 from apart_fast.evaluation.judge import describe
-from apart_fast.files import atomic_write, to_json
 from apart_fast.loaders import load_dataset, subset
 from apart_fast.runs.card import write_card
 from apart_fast.runs.checkpoint import check_data, load, load_network
@@ -22,7 +20,7 @@ from apart_fast.runs.json_files import read_if_there
 from apart_fast.runs.reading import Run
 from apart_fast.training.setup import split
 from apart_fast.units import parse_eps
-from benchmarks.sweep import Sweep, finished, judged_weights
+from benchmarks.sweep import Runs, Sweep, finished, judged_weights, some_finished
 
 RESTARTS = 10  # of PGD-50
 FILES = {"test": "judged.json", "val": "validation.json"}  # which images -> file in the folder of a run
@@ -75,8 +73,7 @@ def judge(sweep: Sweep, jobs: Iterable[Job]) -> None:
     Raises:
         UserError: no run has ended, missing data, or a damaged file.
     """
-    if not finished(sweep):
-        raise UserError(f"no finished run in {sweep.runs}: let the stage train end first")
+    some_finished(sweep)
     for job in jobs:
         for run, known in _attack(sweep, job, "test"):
             _leave_evaluation(run, known)
@@ -86,8 +83,7 @@ def validate(sweep: Sweep, job: Job) -> dict[tuple[str, int], dict[str, Result]]
     """The same on all validation images; returns attack -> result for each finished run."""
     for _ in _attack(sweep, job, "val"):
         pass
-    found = {key: results(run, "val") for key, run in finished(sweep).items()}
-    return {key: {attack: by_images[max(by_images)] for attack, by_images in of.items()} for key, of in found.items()}
+    return {key: _on_most_images(results(run, "val")) for key, run in finished(sweep).items()}
 
 
 def _attack(sweep: Sweep, job: Job, which: Literal["test", "val"]) -> Iterator[tuple[Run, Results]]:
@@ -156,24 +152,23 @@ def _leave_evaluation(run: Run, known: Results) -> None:
     if run.evaluation and not _of_these_weights(run, run.evaluation):
         print(f"note: {run.folder.path}/evaluation.json is of another evaluation and stays; see judged.json beside it")
         return
-    attacks = {attack: by_images[max(by_images)] for attack, by_images in known.items()}
-    about = {"dataset": run.config.dataset, "attacks": attacks, "environment": environment()}
-    atomic_write(run.folder.path / "evaluation.json", to_json(_about(run) | about))
+    about = {"dataset": run.config.dataset, "attacks": _on_most_images(known), "environment": environment()}
+    run.folder.write("evaluation.json", _about(run) | about)
     write_card(run.folder, run.config)
 
 
-def on_alike_images(found: Iterable[Results], wanted: dict[str, int | None]) -> list[dict[str, Result]]:
-    """For each run attack -> result, of an attack all on one number of images: the one in `wanted` if any run was
-    judged on it, else that on which most were (of several, the largest)."""
-    runs = list(found)
+def _on_most_images(known: Results) -> dict[str, Result]:
+    return {attack: by_images[max(by_images)] for attack, by_images in known.items()}
+
+
+def on_alike_images(runs: Runs, jobs: Iterable[Job]) -> dict[tuple[str, int], dict[str, Result]]:
+    """For each run attack -> result, of an attack all on one number of images: that of its job if any run was judged on
+    it, else that on which most were (of several, the largest)."""
+    found = {key: results(run) for key, run in runs.items()}
+    asked = {attack: job.images for job in jobs for attack in job.attacks}
     chosen = {}
-    for attack in {attack: None for run in runs for attack in run}:
-        counts = Counter(n for run in runs for n in run.get(attack, {}))
-        asked = wanted.get(attack)
-        chosen[attack] = asked if asked in counts else max(counts, key=lambda n: (counts[n], n))
-    return [{attack: run[attack][n] for attack, n in chosen.items() if n in run.get(attack, {})} for run in runs]
-
-
-def wanted_images(strong_images: int, autoattack_images: int) -> dict[str, int | None]:
-    """attack -> number of images that was asked for, for `on_alike_images`."""
-    return {a: job.images for job in usual_jobs(strong_images, autoattack_images) for a in job.attacks}
+    for attack in {attack: None for of in found.values() for attack in of}:
+        counts = Counter(n for of in found.values() for n in of.get(attack, {}))
+        n = asked.get(attack)
+        chosen[attack] = n if n in counts else max(counts, key=lambda n: (counts[n], n))
+    return {key: {a: of[a][n] for a, n in chosen.items() if n in of.get(a, {})} for key, of in found.items()}

@@ -21,7 +21,6 @@ from apart_fast import METHODS as FAMILY
 from apart_fast.analysis import collapse, curves, gradients, perturbations
 from apart_fast.analysis.settings import CollapseConfig, CurvesConfig, GradientsConfig, PerturbationsConfig
 from apart_fast.cli import guarded
-from apart_fast.errors import UserError
 from apart_fast.files import atomic_write, expand_paths, to_json
 from apart_fast.report.write import write_report
 from apart_fast.runs.config import TrainConfig
@@ -97,11 +96,8 @@ def cost(config: Config) -> None:
 
 def table(config: Config) -> None:
     """One row for each method: means over the seeds, the worst seed, and the cost; table.json and table.md."""
-    runs = sweep.finished(config, say=True)
-    if not runs:
-        raise UserError(f"no finished run in {config.runs}: let the stage train end first")
-    wanted = judging.wanted_images(config.strong_images, config.autoattack_images)
-    judged = dict(zip(runs, judging.on_alike_images(map(judging.results, runs.values()), wanted), strict=True))
+    runs = sweep.some_finished(config, say=True)
+    judged = judging.on_alike_images(runs, judging.usual_jobs(config.strong_images, config.autoattack_images))
     costs, rows = step_costs.costs(config, config.methods), []
     for method in config.methods:
         mine = {seed: run for (name, seed), run in runs.items() if name == method}
@@ -136,9 +132,7 @@ def _about_table(config: Config, timed: str) -> str:
 
 def pictures(config: Config) -> None:
     """What `apart-fast analyze` and `apart-fast report` make of the runs."""
-    runs = sweep.finished(config)
-    if not runs:
-        raise UserError(f"no finished run in {config.runs}: let the stage train end first")
+    runs = sweep.some_finished(config)
     common = dict(data_dir=config.data_dir, device=config.device, out=config.out)
     paths = [run.folder.path for run in runs.values()]
     kept = {key: run for key, run in runs.items() if run.folder.kept_weights()}

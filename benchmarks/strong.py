@@ -124,10 +124,9 @@ def difference(mine: list[float], other: list[float]) -> dict:
 def compare(config: Config, chosen: str) -> list[dict]:
     """For each attack the accuracies of both on the seeds that have been judged by it on alike many images, and their
     difference, with its interval (None of a single seed)."""
-    runs, rows = sweep.finished(config), []
-    keys = [(name, seed) for seed in config.seeds for name in (chosen, REFERENCE)]
-    wanted = judging.wanted_images(config.strong_images, config.autoattack_images)
-    judged = dict(zip(keys, judging.on_alike_images((judging.results(runs[key]) for key in keys), wanted), strict=True))
+    jobs, rows = judging.usual_jobs(config.strong_images, config.autoattack_images), []
+    runs = {key: run for key, run in sweep.finished(config).items() if key[0] in (chosen, REFERENCE)}
+    judged = judging.on_alike_images(runs, jobs)
     for attack in TITLES:
         found = {seed: [judged[name, seed].get(attack) for name in (chosen, REFERENCE)] for seed in config.seeds}
         both = {seed: (mine, other) for seed, (mine, other) in found.items() if mine and other}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from apart_fast.analysis import output
 from apart_fast.errors import Stopped, UserError
 from apart_fast.files import check_writable
 from apart_fast.runs.config import MOVABLE, TrainConfig
@@ -92,8 +93,7 @@ class Sweep:
         assert self.out is not None and self.runs is not None
         if self.out.resolve() == self.runs.resolve():
             raise UserError(f"--out {self.out} is the folder of the runs: choose another --out")
-        if (self.out / "config.json").exists():
-            raise UserError(f"--out {self.out} is the folder of a run: choose another --out")
+        output.check_folder(self.out)
         check_writable(self.out / "table.json")
 
 
@@ -162,11 +162,22 @@ def finished(sweep: Sweep, say: bool = False) -> Runs:
             other = [field for field in names if getattr(made, field) != getattr(wanted, field)]
             if other:
                 raise UserError(f"{path} was made with another {', '.join(other)}: choose another --runs, or delete it")
-            if (path / "summary.json").is_file():
+            if folder.finished():
                 found[name, seed] = Run.of(folder, made)
         if say and (name, seed) not in found:
             print(f"note: {path} is not finished: left out of the table")
     return found
+
+
+def some_finished(sweep: Sweep, say: bool = False) -> Runs:
+    """Those of `finished`.
+
+    Raises:
+        UserError: as there, or there is none.
+    """
+    if runs := finished(sweep, say):
+        return runs
+    raise UserError(f"no finished run in {sweep.runs}: let the stage train end first")
 
 
 def train_missing(sweep: Sweep) -> None:

@@ -114,8 +114,7 @@ def measure(config: CurvesConfig) -> dict:
     `runs`: for each run the accuracies of its epochs, `best` ({epoch, value}; the first one where several are equal),
     `last`, `drop` = best - last, and the epochs that the run itself called collapsed; whether it is `finished`, and its
     `of_epochs`; judged anew, also `no_gradient`, how many images of each epoch stand because there was no gradient to
-    follow. `methods`: for each label
-    `seeds`, and of best, last and drop {mean, min, max} over them.
+    follow. `methods`: for each label `seeds`, and of best, last and drop {mean, min, max} over them.
 
     Raises:
         UserError: a run that is not finished (without unfinished), kept no weights (judge), or has nothing recorded.

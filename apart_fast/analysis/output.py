@@ -14,15 +14,25 @@ from apart_fast.runs.json_files import reading
 from apart_fast.runs.outputs import NUMBERS, PNG, SVG, check_output
 
 
+def check_folder(out: Path) -> None:
+    """Refuse the folder of a run.
+
+    Raises:
+        UserError: it is one, or may not be looked into.
+    """
+    with reading(out):
+        if (out / "config.json").exists():
+            raise UserError(f"{out} is the folder of a run, whose pictures would be replaced: choose another --out")
+
+
 def check(out: Path, name: str) -> None:
     """Refuse a folder where the files of `save` would fall on others, before hours of work go into them.
 
     Raises:
         UserError: the folder of a run, files that no such analysis has written, or it cannot be written.
     """
+    check_folder(out)
     with reading(out):
-        if (out / "config.json").exists():
-            raise UserError(f"{out} is the folder of a run, whose pictures would be replaced: choose another --out")
         numbers = out / f"{name}.json"
         for ending, kind in (("json", NUMBERS), ("png", PNG), ("svg", SVG)):
             path = out / f"{name}.{ending}"

@@ -65,9 +65,11 @@ def test_an_evaluation_of_somebody_else_stays(config, capsys):
     assert images(config, "pgd-20") == 6
 
 
-def test_one_number_of_images_for_an_attack():
+def test_one_number_of_images_for_an_attack(monkeypatch):
     found = [{"pgd-50": {500: {"accuracy": 0.1}, 200: {"accuracy": 0.2}}}, {"pgd-50": {200: {"accuracy": 0.3}}}, {}]
-    most, asked = (judging.on_alike_images(found, wanted) for wanted in ({"pgd-50": 1000}, {"pgd-50": 500}))
+    monkeypatch.setattr(judging, "results", found.__getitem__)
+    runs = {("fgsm", seed): seed for seed in range(3)}
+    most, asked = ([*judging.on_alike_images(runs, judging.usual_jobs(n, 0)).values()] for n in (1000, 500))
     assert most == [{"pgd-50": {"accuracy": 0.2}}, {"pgd-50": {"accuracy": 0.3}}, {}]
     assert asked == [{"pgd-50": {"accuracy": 0.1}}, {}, {}]
 
