@@ -17,6 +17,7 @@ from apart_fast.models.default_points import default_points
 from apart_fast.models.logits import check_parameters
 from apart_fast.models.modes import frozen, is_compiled
 from apart_fast.models.norms import BatchCounters
+from apart_fast.models.patches import multiply_patches
 from apart_fast.models.stem import keep_stem_precise
 from apart_fast.models.thinning import thin_out
 from apart_fast.models.trial import check_takes
@@ -143,7 +144,7 @@ class Apart(StepSizesAtHand):
         if self.points:
             self.points.try_out(self._network, sample)
         precise = amp is not None or self.device.type == "cuda"  # where TF32 would round the perturbation away
-        self._thinned = thin_out(model) if self.device.type == "cpu" else []
+        self._dressed = [*thin_out(model), *multiply_patches(model, amp)] if self.device.type == "cpu" else []
         self._stem = keep_stem_precise(self._network, sample) if precise else None
         self._counters = BatchCounters(model)
         self.loss = CrossEntropy(self._network, amp, label_smoothing, method.loss.relax, self.generator)
@@ -389,7 +390,7 @@ class Apart(StepSizesAtHand):
             self.points.remove()
         if self._stem is not None:
             self._stem.remove()
-        for layer in self._thinned:
+        for layer in self._dressed:
             layer.remove()
         if isinstance(self._network, PlainLayout):
             self._network.remove()
