@@ -22,6 +22,7 @@ from apart_fast.parallel.world import World
 from apart_fast.runs.begin import begin
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
+from apart_fast.training.execution import PLAIN_STEPS
 from apart_fast.training.run import load_data, load_last, machine
 from apart_fast.training.trainer import Trainer
 
@@ -91,8 +92,8 @@ def _go_on(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, aft
 
 
 def _first_step(trainer: Trainer) -> None:
-    """As many as a CUDA graph needs before it is replayed."""
-    _steps(trainer, WARM_UP + 1 if trainer.execution.graphed else 1)
+    """As many as a CUDA graph needs before it is replayed, and a compiled model before it is compiled."""
+    _steps(trainer, max(WARM_UP * trainer.execution.graphed, PLAIN_STEPS * trainer.execution.compiled) + 1)
 
 
 def _second_step(trainer: Trainer) -> float:
@@ -140,11 +141,12 @@ def _compare(after: dict[str, torch.Tensor], resumed: Trainer) -> None:
     gaps = [(others[name].cpu().double() - t.double()).norm() for name, t in after.items() if t.is_floating_point()]
     whole = torch.stack([t.double().norm() for t in after.values() if t.is_floating_point()]).norm()
     gap = (torch.stack(gaps).norm() / whole).item()
-    on_cpu = resumed.device.type == "cpu"
-    if gap and on_cpu:
+    compiled = "a compiled model, whose first step is plain"
+    inexact = "a GPU" if resumed.device.type != "cpu" else compiled if resumed.execution.compiled else None
+    if gap and inexact is None:
         print(f"warning: resume: the step after it gave other weights (relative difference {gap:.1g})")
     else:
-        same = "the same bits" if not gap else f"the same weights up to {gap:.1g}, as can be on a GPU"
+        same = "the same bits" if not gap else f"the same weights up to {gap:.1g}, as can be on {inexact}"
         print(f"resume: went on from the checkpoint, and the step after it gave {same}")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import tyro
+from torch import nn
 
 from apart_fast.cli import main
 from apart_fast.errors import UserError
@@ -14,7 +15,7 @@ from apart_fast.runs.begin import begin
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.step.apart import Apart
-from apart_fast.training import dry
+from apart_fast.training import dry, execution
 from apart_fast.training.setup import build
 from apart_fast.training.trainer import Trainer
 
@@ -49,6 +50,18 @@ def test_each_part_is_said_in_a_line_and_nothing_is_left(capsys, settings, image
     assert tree(image_folder, tmp_path) == before and not out_folder.parent.parent.exists()
     assert cached == cache.exists()
     assert told == [(0, 0, 3), (0, 1, 3), (0, 1, 3)]  # losses that rise do so as in the run
+
+
+def test_a_compiled_step_is_timed_after_it_was_compiled(capsys, settings, tmp_path, monkeypatch):
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile_(self, backend="aot_eager", **options))
+    monkeypatch.setattr(execution, "compiler_fault", lambda device: None)
+    code, out, err = call(capsys, [*settings, "--compile", "--out", tmp_path / "x", "--dry-run"])
+    assert code == 0, err
+    words = ("dry run: ", "compiled in ", "checkpoint: ", "step: ", "resume: ", "evaluation: ", "nothing was")
+    lines = out.splitlines()
+    assert len(lines) == len(words) and all(map(str.startswith, lines, words))
+    assert lines[4].endswith(("the same bits", "as can be on a compiled model, whose first step is plain"))
 
 
 def test_what_the_run_would_refuse_is_told_and_nothing_is_left(capsys, settings, tmp_path, monkeypatch):
