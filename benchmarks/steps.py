@@ -18,6 +18,7 @@ from apart_fast.kernels import Crops
 from apart_fast.loaders import Batch
 from apart_fast.measure.interleave import Timings, interleave
 from apart_fast.models.modes import frozen
+from apart_fast.models.patches import multiply_patches
 from apart_fast.models.stem import keep_stem_precise
 from apart_fast.precision import has_bfloat16
 from apart_fast.step.optimizer import SGD
@@ -137,6 +138,8 @@ class Floor:
         self.pixels, self.labels = batch.images.float() / 255, batch.labels
         if self.setting.amp is not None:
             keep_stem_precise(self.model, self.pixels[:2].permute(0, 3, 1, 2))
+        if self.setting.device == "cpu":
+            multiply_patches(self.model, self.setting.amp)
 
     def pass1(self) -> torch.Tensor:
         """Forward, and backward to the data; returns the input gradient."""
