@@ -8,6 +8,7 @@ from apart_fast.evaluation.caution import cautions
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.runs.reading import Run
+from apart_fast.runs.unused import unused
 from apart_fast.step.methods import get_method
 
 SETTINGS = (
@@ -24,7 +25,7 @@ def write_card(folder: RunFolder, config: TrainConfig) -> Path:
     """
     run = Run.of(folder, config)
     summary = run.summary
-    method = get_method(config.method)
+    method, idle = get_method(config.method), unused(config)
     card = {
         "model": {
             "architecture": summary["model"],
@@ -44,7 +45,7 @@ def write_card(folder: RunFolder, config: TrainConfig) -> Path:
             "seconds": summary["train_seconds"],
             "omega_bytes": summary["memory_bytes"],
             "collapsed_at_epochs": summary["collapsed_at"],
-            **{name: getattr(config, name) for name in SETTINGS},
+            **{name: getattr(config, name) for name in SETTINGS if name not in idle},
         },
         "evaluation": {
             "threat_model": f"L-inf ball of radius {config.eval_eps}, white-box",

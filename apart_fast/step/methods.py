@@ -355,7 +355,7 @@ def get_method(name: str | Method) -> Method:
         return name
     if not isinstance(name, str):
         raise UserError(f"method is {name!r}: give a name such as apart or pgd-10, or a Method")
-    match = re.fullmatch(r"([a-z+-]+?)(?:-([0-9]+))?", (name := str(name)).strip().lower())
+    match = re.fullmatch(r"([a-z+-]+?)(?:-(0|[1-9][0-9]*))?", (name := str(name)).strip().lower())
     base, k = (match[1], match[2]) if match else (name, None)
     if base not in METHODS:
         close = _close(name.strip().lower())

@@ -22,6 +22,7 @@ from apart_fast.parallel.agreement import FLAGS
 from apart_fast.parallel.exchange import Exchange
 from apart_fast.parallel.world import World
 from apart_fast.precision import has_bfloat16
+from apart_fast.runs import unused
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
 from apart_fast.step.apart import Apart
@@ -162,11 +163,9 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, *, f
         seed=config.seed,
         ranks=ranks,
     )
-    if config.label_smoothing and apart.method.loss.relax and us.first:
-        tqdm.write(
-            f"note: {apart.method.name} draws its labels anew in each pass: --label-smoothing {config.label_smoothing} "
-            "does not apply"
-        )
+    if us.first:
+        for line in unused.lines(config):
+            tqdm.write(line)
     if origin is not None:
         take_step_sizes(apart, origin)
     optimizer = SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)

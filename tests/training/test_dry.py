@@ -4,19 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
-import tyro
 from torch import nn
 
 from apart_fast.cli import main
 from apart_fast.errors import UserError
 from apart_fast.loaders import load_dataset
-from apart_fast.parallel.world import World
 from apart_fast.runs.begin import begin
 from apart_fast.runs.config import TrainConfig
-from apart_fast.runs.folder import RunFolder
 from apart_fast.step.apart import Apart
 from apart_fast.training import dry, execution
-from apart_fast.training.setup import build
 from apart_fast.training.trainer import Trainer
 
 
@@ -97,11 +93,3 @@ def test_it_is_of_a_run_that_has_not_begun(settings, tmp_path):
         begin(TrainConfig(dry_run=True, resume=Path("auto"), out=tmp_path))
     with pytest.raises(UserError, match="--dry-run and --profile"):
         TrainConfig(dry_run=True, profile=True).check()
-
-
-@pytest.mark.parametrize(("method", "told"), [("liet", True), ("fgsm", False)])
-def test_a_label_smoothing_that_does_not_apply_is_told(capsys, settings, image_folder, tmp_path, method, told):
-    config = tyro.cli(TrainConfig, args=[*settings, "--method", method, "--label-smoothing", "0.4"])
-    folder = RunFolder(tmp_path / "run")
-    build(config, folder, load_dataset("folder", image_folder, progress=False), World()).loader.close()
-    assert ("--label-smoothing 0.4 does not apply" in "".join(capsys.readouterr())) == told

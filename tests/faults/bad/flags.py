@@ -28,7 +28,7 @@ TRAIN = {  # flag -> values
     **dict.fromkeys(("recipe", "loader", "omega-dtype", "omega-device", "amp-dtype", "kernels"), ("x", "")),
     **dict.fromkeys(("schedule", "schedule-per", "log"), ("x", "")),
     "dataset": ("", "cifar11", LONG, "../data", "mnist"),
-    "method": ("", "apartt", LONG, "pgd-0", "pgd--1", "pgd-x", "pgd-", "pgd-1.5", "apart-3",
+    "method": ("", "apartt", LONG, "pgd-0", "pgd-010", "pgd--1", "pgd-x", "pgd-", "pgd-1.5", "apart-3",
                "pgd-99999999999999999999"),
     "model": ("", "resnet", LONG, "torchvision/", "timm/", "torchvision/x", "timm/x", "/x", "x/y/z",
               "torchvision/vgg16", "torchvision/inception_v3", "torchvision/vit_b_16"),

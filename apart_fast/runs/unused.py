@@ -1,0 +1,36 @@
+"""Settings of a run that its method does not use: a new run says so in a line each, and its card leaves them out."""
+
+from apart_fast.runs.config import TrainConfig
+from apart_fast.step.methods import get_method
+
+
+def unused(config: TrainConfig) -> dict[str, str]:
+    """Name of each setting that does nothing although somebody asked for it, and why.
+
+    What a recipe sets for APART is not told of its rivals, but for label smoothing, which changes what is compared.
+    """
+    method, usual = get_method(config.method), TrainConfig.of(config.recipe)
+    idle = {
+        "label_smoothing": "draws its labels anew in each pass" if method.loss.relax else None,
+        "omega_dtype": None if method.maps else "remembers nothing of each example",
+        "eta": None if method.learned else "learns no step sizes",
+        "step_decay": None if method.learned else "learns no step sizes",
+        "points": None if method.blocks else "has no block steps",
+    }
+    told = {name for name in idle if getattr(config, name) != getattr(usual, name)}
+    if config.label_smoothing:
+        told.add("label_smoothing")
+    return {name: why for name, why in idle.items() if why and name in told}
+
+
+def lines(config: TrainConfig) -> list[str]:
+    """A note for each."""
+    flags = {name: f"--{name.replace('_', '-')}" for name in unused(config)}
+    return [
+        f"note: {get_method(config.method).name} {why}: {flags[name]} {_said(getattr(config, name))} does not apply"
+        for name, why in unused(config).items()
+    ]
+
+
+def _said(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,40 @@
+"""What a method does not use is told when a run begins, and its card leaves it out."""
+
+import json
+
+import pytest
+
+from apart_fast.cli import main
+from apart_fast.runs.config import TrainConfig
+from apart_fast.runs.unused import lines, unused
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "told"),
+    [
+        ("liet", dict(label_smoothing=0.4), ["draws its labels anew in each pass: --label-smoothing 0.4"]),
+        ("liet", dict(recipe="fastat"), ["draws its labels anew in each pass: --label-smoothing 0.4"]),
+        ("fgsm", dict(label_smoothing=0.4), []),
+        ("fgsm", dict(omega_dtype="int8"), ["remembers nothing of each example: --omega-dtype int8"]),
+        ("pgd-10", dict(eta=1e-7), ["learns no step sizes: --eta 1e-07"]),
+        ("fgsm-pgi", dict(omega_dtype="float32", step_decay=400.0), ["learns no step sizes: --step-decay 400.0"]),
+        ("fgsm+", dict(points=("a", "b"), step_decay=400.0), ["has no block steps: --points a b"]),
+        ("fgsm", dict(recipe="strong"), []),  # what it sets for APART
+        ("apart", dict(omega_dtype="int8", eta=1e-7, step_decay=400.0, label_smoothing=0.1, points=("a",)), []),
+    ],
+)
+def test_each_setting_is_told(method, given, told):
+    config = TrainConfig.of(**{"recipe": "paper"} | given, method=method)
+    assert lines(config) == [f"note: {method} {line} does not apply" for line in told]
+    assert len(unused(config)) == len(told)
+
+
+def test_a_run_says_so_and_its_card_leaves_it_out(capsys, settings, tmp_path):
+    flags = ("--method", "liet", "--label-smoothing", "0.4", "--eta", "1e-7", "--epochs", "1", "--cycle", "1")
+    with pytest.raises(SystemExit) as end:
+        main(["train", *settings, *flags, "--out", str(tmp_path / "run")])
+    assert not end.value.code
+    out = capsys.readouterr().out
+    assert out.count("does not apply") == 2 and "--label-smoothing 0.4" in out and "--eta 1e-07" in out
+    training = json.loads((tmp_path / "run" / "card.json").read_text())["training"]
+    assert "label_smoothing" not in training and training["lr"] == 0.05
