@@ -142,9 +142,10 @@ def compute(config: CollapseConfig) -> dict:
         an epoch (see `_point`), and `summary` (see `summarise`).
 
     Raises:
-        UserError: not a finished run, no kept weights, different data sets, missing data, a full disk.
+        UserError: not a finished run (without unfinished), no kept weights, different data sets, missing data, a
+            full disk.
     """
-    opened = open_runs(config.runs, weights=True)
+    opened = open_runs(config.runs, weights=True, unfinished=config.unfinished)
     reference, path = open_reference(config.reference, opened[0])
     groups = group_runs(opened)
     _, split = judged_data(config, [*opened, reference])

@@ -185,9 +185,6 @@ def run(config: CurvesConfig) -> None:
     for label, summary in numbers["methods"].items():
         print(describe(label, summary))
     for one in numbers["runs"]:
-        if not one["finished"]:
-            last = f"epoch {one['epochs'][-1]} of {one['of_epochs']}"
-            print(f"note: {one['name']} is not finished: its curve ends at {last}")
         epochs = [f"epoch {epoch}" for epoch in one["epochs"]]
         output.say_blind(one["name"], dict(zip(epochs, one.get("no_gradient", []), strict=False)), one["images"])
     for path in output.save(config.out, "curves", numbers, lambda: draw(numbers)):

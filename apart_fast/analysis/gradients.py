@@ -38,9 +38,9 @@ def measure(config: GradientsConfig) -> dict:
     Results are kept in gradients-cache.json under `config.out`: a stopped call goes on where it was.
 
     Raises:
-        UserError: a run that is not finished or kept no weights, no data, or a damaged checkpoint.
+        UserError: a run that is not finished (without unfinished) or kept no weights, no data, or a damaged checkpoint.
     """
-    opened = open_runs(config.runs, weights=True)
+    opened = open_runs(config.runs, weights=True, unfinished=config.unfinished)
     groups = group_runs(opened)
     device, (_, split) = pick_device(config.device), judged_data(config, opened)
     images = split.images.to(device).float() / 255

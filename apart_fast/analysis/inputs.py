@@ -1,4 +1,4 @@
-"""What an analysis reads: finished runs on one data set, a reference, test images."""
+"""What an analysis reads: runs on one data set, a reference, test images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +16,15 @@ def open_runs(paths: Sequence[Path], *, weights: bool, unfinished: bool = False)
     Args:
         paths: folders of runs, all on one data set.
         weights: whether the weights of epochs are needed (`--keep-weights`).
-        unfinished: take runs that have not ended as far as they are.
+        unfinished: take runs that have not ended as far as they are; a line says how far.
 
     Raises:
         UserError: not a run, unfinished, no kept weights, or runs on different data sets.
     """
     runs = read_runs(paths, unfinished=unfinished)
     for path, run in zip(paths, runs, strict=True):
+        if not run.finished:
+            print(f"note: {run.name} is not finished: it ends at epoch {len(run.records)} of {run.config.epochs}")
         if weights and not run.weights:
             raise UserError(f"{path} kept no weights of its epochs: train it with --keep-weights 1")
         if run.config.dataset != runs[0].config.dataset:
@@ -70,18 +72,20 @@ def judged_data(config: Common, runs: Sequence[Run]) -> tuple[Dataset, Split]:
                 f"{run.name} was trained on pictures resized or chosen otherwise than those of {runs[0].name}: "
                 "look at them one by one"
             )
-        known = checkpoint.check_data(run.summary.get("model"), data, name, run.folder.path, _classes(run))
+        network = _network(run)
+        description = run.summary.get("model") if run.finished else network.get("description")
+        known = checkpoint.check_data(description, data, name, run.folder.path, network.get("classes"))
         if i and known is not data:
             raise UserError(f"{run.name} numbers the classes otherwise than {runs[0].name}: look at them one by one")
         data = known
     return data, subset(data.test, min(config.images, len(data.test)))
 
 
-def _classes(run: Run) -> object:
-    """The names of its classes, which its checkpoints hold; None where it has none of them."""
+def _network(run: Run) -> dict:
+    """One of its checkpoints, which hold what network it is and the names of its classes; empty where it has none."""
     files = [*run.weights.values(), run.folder.best, run.folder.last]
     file = next((file for file in files if file.is_file()), None)
-    return None if file is None else checkpoint.load(file).get("classes")
+    return {} if file is None else checkpoint.load(file)
 
 
 def every_nth(epochs: Sequence[int], n: int) -> list[int]:

@@ -141,9 +141,10 @@ def compute(config: PerturbationsConfig) -> tuple[dict, Picture]:
         `draw` needs.
 
     Raises:
-        UserError: not a finished run, an epoch that was not kept, different data sets, missing data.
+        UserError: not a finished run (without unfinished), an epoch that was not kept, different data sets, missing
+            data.
     """
-    (one,) = open_runs([config.run], weights=True)
+    (one,) = open_runs([config.run], weights=True, unfinished=config.unfinished)
     compared = open_reference(config.reference, one) if config.reference else None
     epochs = choose_epochs(one, config.epochs)
     data, split = judged_data(config, [one, *([compared[0]] if compared else [])])

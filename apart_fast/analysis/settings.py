@@ -31,6 +31,8 @@ class Common:
     """cuda, cuda:1, cpu, ... None: a GPU if there is one."""
     progress: bool = True
     """Show progress bars (never shown where the output is not a terminal)."""
+    unfinished: bool = False
+    """Take runs that still train, or were stopped, as far as they are."""
     out: Path = Path("runs/analysis")
     """Folder for pictures (PNG and SVG) and numbers (JSON)."""
 
@@ -105,8 +107,6 @@ class CurvesConfig(Common):
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of finished runs; those that differ in the seed only are drawn as one curve."""
-    unfinished: bool = False
-    """Take runs that still train, or were stopped, as far as they are."""
     judge: bool = False
     """Judge every kept checkpoint on test images (clean and PGD-20) instead of reading what the run recorded."""
     published: bool = False

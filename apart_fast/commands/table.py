@@ -62,28 +62,25 @@ def _look_at_checkpoint(config: EvaluateConfig) -> None:
     find_checkpoint(config.checkpoint)
 
 
-def _look_at_runs(config: GradientsConfig | ReportConfig) -> None:
+def _look_at_report(config: ReportConfig) -> None:
     check_settings(config)
     find_finished(config.runs)
 
 
-def _look_at_curves(config: CurvesConfig) -> None:
+def _look_at_analysis(config: CollapseConfig | PerturbationsConfig | CurvesConfig | GradientsConfig) -> None:
     check_settings(config)
-    find_runs(config.runs) if config.unfinished else find_finished(config.runs)
-
-
-def _look_at_comparison(config: CollapseConfig | PerturbationsConfig) -> None:
-    check_settings(config)
-    runs = config.runs if isinstance(config, CollapseConfig) else (config.run,)
-    find_finished([*runs, *([] if config.reference is None else [config.reference])])
+    runs = (config.run,) if isinstance(config, PerturbationsConfig) else config.runs
+    find_runs(runs) if config.unfinished else find_finished(runs)
+    if isinstance(config, CollapseConfig | PerturbationsConfig) and config.reference is not None:
+        find_finished([config.reference])
 
 
 TRAIN = Command(TrainConfig, "apart_fast.commands.train:run", begin)
 ANALYSES = {
-    "collapse": Command(CollapseConfig, "apart_fast.analysis.collapse:run", _look_at_comparison),
-    "perturbations": Command(PerturbationsConfig, "apart_fast.analysis.perturbations:run", _look_at_comparison),
-    "curves": Command(CurvesConfig, "apart_fast.analysis.curves:run", _look_at_curves),
-    "gradients": Command(GradientsConfig, "apart_fast.analysis.gradients:run", _look_at_runs),
+    "collapse": Command(CollapseConfig, "apart_fast.analysis.collapse:run", _look_at_analysis),
+    "perturbations": Command(PerturbationsConfig, "apart_fast.analysis.perturbations:run", _look_at_analysis),
+    "curves": Command(CurvesConfig, "apart_fast.analysis.curves:run", _look_at_analysis),
+    "gradients": Command(GradientsConfig, "apart_fast.analysis.gradients:run", _look_at_analysis),
 }
 COMMANDS: dict[str, Command | Group] = {
     "check": Command(CheckConfig, "apart_fast.commands.check:run", CheckConfig.check),
@@ -93,7 +90,7 @@ COMMANDS: dict[str, Command | Group] = {
     "export": Command(ExportConfig, "apart_fast.commands.export:run", ExportConfig.check),
     "predict": Command(PredictConfig, "apart_fast.commands.predict:run", PredictConfig.check),
     "analyze": Group("What happened in finished runs: pictures (PNG, SVG) and numbers (JSON).", ANALYSES),
-    "report": Command(ReportConfig, "apart_fast.report.write:run", _look_at_runs),
+    "report": Command(ReportConfig, "apart_fast.report.write:run", _look_at_report),
     "demo": Command(DemoConfig, "apart_fast.commands.demo:run"),
 }
 

@@ -88,7 +88,7 @@ def test_an_unfinished_run_is_drawn_as_far_as_it_is_where_that_is_asked_for(writ
     with pytest.raises(SystemExit) as end:
         main([*words, "--unfinished"])
     assert not end.value.code
-    assert "note: stopped is not finished: its curve ends at epoch 2 of 30" in capsys.readouterr().out
+    assert "note: stopped is not finished: it ends at epoch 2 of 30" in capsys.readouterr().out
     numbers = json.loads((tmp_path / "out" / "curves.json").read_text())
     assert [(run["finished"], run["last"]) for run in numbers["runs"]] == [(True, 0.3), (False, 0.1)]
     assert list(curve_lines(curves.draw(numbers))) == ["fgsm", "apart, to epoch 2 of 30"]
