@@ -49,7 +49,7 @@ def layer_speeds(channels: int, out: int, size: int, stride: int, rounds: int) -
     gradient = torch.ones_like(F.conv2d(x, weight, None, stride, 1))
     ways: dict[str, Callable] = {
         "oneDNN": lambda x, w: F.conv2d(x, w, None, stride, 1),
-        "products": lambda x, w: patch_conv2d(x, w, (stride, stride), (1, 1)),
+        "products": lambda x, w: patch_conv2d(x, w, None, (stride, stride), (1, 1)),
     }
     parts: dict[str, Callable] = {
         "forward": lambda way: way(x.detach(), weight.detach()),

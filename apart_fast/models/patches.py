@@ -33,14 +33,14 @@ def _wide(model: nn.Module) -> Iterator[nn.Module]:
     for layer in model.modules():
         if not (isinstance(layer, nn.Conv2d) and layer_class(layer) is nn.Conv2d):
             continue  # a class of its own may do something else
-        plain = layer.bias is None and layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+        plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
         wide = min(layer.in_channels, layer.out_channels) >= _NARROWEST and layer.kernel_size != (1, 1)
         if plain and wide and not isinstance(layer.padding, str):
             yield layer
 
 
 class _Multiplied(Dress):
-    """Mixed into the class of a `Conv2d` without bias, groups and dilation."""
+    """Mixed into the class of a `Conv2d` without groups and dilation."""
 
     def forward(self, x: Tensor) -> Tensor:
         layer: Any = self
@@ -49,36 +49,39 @@ class _Multiplied(Dress):
         down, right = ((size + 2 * pad - kernel) // stride + 1 for size, pad, kernel, stride in sizes)
         if dtype != torch.bfloat16 or x.dim() != 4 or not 0 < down * right <= _MOST_PIXELS:
             return super().forward(x)
-        return patch_conv2d(x.to(dtype), layer.weight.to(dtype), layer.stride, layer.padding)
+        bias = None if layer.bias is None else layer.bias.to(dtype)  # a copy's may come from a BatchNorm (folding.py)
+        return patch_conv2d(x.to(dtype), layer.weight.to(dtype), bias, layer.stride, layer.padding)
 
 
-def patch_conv2d(x: Tensor, weight: Tensor, stride: Pair = (1, 1), padding: Pair = (0, 0)) -> Tensor:
+def patch_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = (1, 1), padding: Pair = (0, 0)
+) -> Tensor:
     """`torch.nn.functional.conv2d`, as products of matrices.
 
     Args:
         x: [B, C, H, W], quickest in channels-last layout.
-        weight: [O, C, K, L] of the same dtype.
+        weight: [O, C, K, L]; bias: [O]; both of the same dtype.
 
     Returns:
         [B, O, H', W'], channels-last.
     """
-    return _PatchConv.apply(x, weight, stride, padding)
+    return _PatchConv.apply(x, weight, bias, stride, padding)
 
 
 class _PatchConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
         ctx.save_for_backward(x, weight)  # not the patches, which are quicker made anew than kept
         ctx.stride, ctx.padding = stride, padding
         patches = _patches(x, weight.shape[2:], stride, padding)
-        return _channels_first(patches.flatten(0, 2) @ _matrix(weight).t(), patches.shape[:3])
+        return _channels_first(F.linear(patches.flatten(0, 2), _matrix(weight), bias), patches.shape[:3])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
         kernel: Any = weight.shape[2:]
-        of_x = of_weight = None
+        of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0] and ctx.stride == (1, 1):  # a convolution with the turned kernel
             padding = (kernel[0] - 1 - ctx.padding[0], kernel[1] - 1 - ctx.padding[1])
             patches = _patches(gradient, kernel, (1, 1), padding)
@@ -91,7 +94,9 @@ class _PatchConv(torch.autograd.Function):
             patches = _patches(x, kernel, ctx.stride, ctx.padding)
             matrix = gradient.permute(0, 2, 3, 1).flatten(0, 2).t() @ patches.flatten(0, 2)
             of_weight = matrix.unflatten(1, (*kernel, -1)).permute(0, 3, 1, 2)
-        return of_x, of_weight, None, None
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum((0, 2, 3))
+        return of_x, of_weight, of_bias, None, None
 
 
 def _patches(x: Tensor, kernel: Any, stride: Pair, padding: Pair) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from apart_fast import Apart
 from apart_fast.models import patches
 from apart_fast.models.dressing import Dress
+from apart_fast.models.folding import fold
 from apart_fast.models.patches import multiply_patches, patch_conv2d
 
 
@@ -42,18 +44,30 @@ def test_it_is_the_convolution_with_its_gradients(kernel, stride, padding, size,
     torch.manual_seed(0)
     x = torch.randn(3, 5, *size, dtype=torch.float64).contiguous(memory_format=layout)
     weight = torch.randn(6, 5, *kernel, dtype=torch.float64).contiguous(memory_format=layout)
-    found = computed(lambda x, w: patch_conv2d(x, w, stride, padding), x, weight, torch.sin)
+    found = computed(lambda x, w: patch_conv2d(x, w, None, stride, padding), x, weight, torch.sin)
     expected = computed(lambda x, w: F.conv2d(x, w, None, stride, padding), x, weight, torch.sin)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
     assert found[0].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("batch", [2, 0])
+def test_a_bias_is_added_and_has_its_gradient(batch):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(batch, 5, 4, 4), torch.randn(6, 5, 3, 3), torch.randn(6).requires_grad_()
+    found = []
+    for out in (patch_conv2d(x, weight, bias, (1, 1), (1, 1)), F.conv2d(x, weight, bias, padding=1)):
+        found.append((out, *torch.autograd.grad(out.square().sum(), bias)))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_second_derivatives_are_there():
     torch.manual_seed(0)
     x, weight = torch.randn(1, 2, 3, 3, dtype=torch.float64), torch.randn(2, 2, 3, 3, dtype=torch.float64)
+    bias = torch.randn(2, dtype=torch.float64)
     for stride in ((1, 1), (2, 2)):
-        inputs = (x.requires_grad_(), weight.requires_grad_(), stride, (1, 1))
+        inputs = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), stride, (1, 1))
         assert torch.autograd.gradgradcheck(patch_conv2d, inputs)
 
 
@@ -63,7 +77,7 @@ def test_in_bfloat16_it_is_as_exact_as_rounding_lets_it_be():
     ones = torch.ones_like
     exact = computed(lambda x, w: F.conv2d(x, w, padding=1), x.float(), weight.float(), ones)
     for mine, theirs in zip(
-        computed(lambda x, w: patch_conv2d(x, w, (1, 1), (1, 1)), x, weight, ones), exact, strict=True
+        computed(lambda x, w: patch_conv2d(x, w, None, (1, 1), (1, 1)), x, weight, ones), exact, strict=True
     ):
         assert mine.dtype == torch.bfloat16
         torch.testing.assert_close(mine.float(), theirs, rtol=2**-8, atol=1e-4)
@@ -79,7 +93,6 @@ def wide(**settings):
         nn.Conv2d(255, 256, 3, bias=False),
         nn.Conv2d(256, 128, 3, bias=False),
         wide(kernel_size=1, padding=0),
-        wide(bias=True),
         wide(groups=2),
         wide(dilation=2),
         wide(padding="same"),
@@ -102,7 +115,7 @@ def test_only_bfloat16_on_a_cpu_with_amx(monkeypatch):
 def test_a_layer_multiplies_patches_of_small_maps_in_bfloat16_only(monkeypatch):
     calls = []
     monkeypatch.setattr(patches, "patch_conv2d", lambda *given: calls.append(given) or patch_conv2d(*given))
-    layer, strided = wide(), wide(stride=2)
+    layer, strided = wide(bias=True), wide(stride=2)
     plain, plain_strided = copy.deepcopy(layer), copy.deepcopy(strided)
     for one in (layer, strided):
         multiply_patches(one, torch.bfloat16)
@@ -121,6 +134,25 @@ def test_a_layer_multiplies_patches_of_small_maps_in_bfloat16_only(monkeypatch):
     assert call(layer, plain, (4, 4), amp=False) == 0
     with pytest.raises(RuntimeError):
         layer(torch.randn(2, 255, 4, 4, dtype=torch.bfloat16))
+
+
+def test_a_folded_copy_of_a_network_computes_what_the_network_computes():
+    """Its convolutions take a bias from the BatchNorm behind them; the copy is called in bfloat16."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 256, 1), nn.ReLU(), wide(), nn.BatchNorm2d(256), nn.Flatten(), nn.Linear(4096, 10)
+    ).eval()
+    norm: Any = model[3]
+    with torch.no_grad():
+        norm.running_mean.normal_()
+        norm.bias.normal_()
+    x = torch.rand(4, 3, 4, 4)
+    expected = model(x)
+    handles = multiply_patches(model, torch.bfloat16)
+    folded = fold(model, x, torch.bfloat16)
+    assert len(handles) == 1 and folded.get_parameter("2.bias").abs().max() > 0.1
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(folded(x).float(), expected, rtol=0.05, atol=0.05)
 
 
 def test_compiled_it_is_one_graph():
