@@ -24,7 +24,14 @@ from apart_fast.runs.checkpoint import load_network
 from apart_fast.runs.reading import Run, points
 from apart_fast.units import parse_eps
 
-_PUBLISHED = {"APART": "apart", "PGD10": "pgd-10"}  # name in published.json -> method
+# method -> (entry of published.json, its epochs, its PGD-20 accuracy)
+_PUBLISHED = {
+    "apart": ("pgd_curve", "plotted_index", "APART"),
+    "pgd-10": ("pgd_curve", "plotted_index", "PGD10"),
+    "fgsm": ("fgsm_curve", "epoch", "FGSM_PGD20_robust"),
+    "fgsm+": ("fgsm_curve", "epoch", "FGSMplus_PGD20_robust"),
+}
+_ALWAYS = ("apart", "pgd-10")  # drawn beside any method; the others beside runs of their own
 
 
 # ---- numbers
@@ -135,7 +142,7 @@ def measure(config: CurvesConfig) -> dict:
         "eps": config.eps if config.judge else sorted({one.config.eval_eps for one in opened}),
         "runs": runs,
         "methods": {label: _summary([run for run in runs if run["method"] == label]) for label in groups},
-        "published": _published() if config.published else None,
+        "published": _published({one.method for one in opened}) if config.published else None,
     }
 
 
@@ -153,10 +160,14 @@ def _summary(runs: list[dict]) -> dict:
     return {"seeds": len(runs), **spread}
 
 
-def _published() -> dict:
-    """method -> {epochs, robust}: PGD-20 accuracy at full size, read off the published figure (+-0.004)."""
-    curve = published("pgd_curve")
-    return {method: {"epochs": curve["plotted_index"], "robust": curve[name]} for name, method in _PUBLISHED.items()}
+def _published(methods: set[str]) -> dict:
+    """method -> {epochs, robust}: PGD-20 accuracy at full size, read off the published figures (+-0.005)."""
+    curves = {method: (published(entry), *keys) for method, (entry, *keys) in _PUBLISHED.items()}
+    return {
+        method: {"epochs": curve[epochs], "robust": curve[robust]}
+        for method, (curve, epochs, robust) in curves.items()
+        if method in methods or method in _ALWAYS
+    }
 
 
 # ---- command

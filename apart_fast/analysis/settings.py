@@ -110,7 +110,8 @@ class CurvesConfig(Common):
     judge: bool = False
     """Judge every kept checkpoint on test images (clean and PGD-20) instead of reading what the run recorded."""
     published: bool = False
-    """Draw the published curves of APART and PGD-10 (PGD-20 accuracy, full size) behind those of the runs."""
+    """Draw the published curves of APART and PGD-10 (PGD-20 accuracy, full size) behind those of the runs, and those of
+    FGSM and FGSM+ behind runs of these."""
 
 
 @dataclass(kw_only=True)

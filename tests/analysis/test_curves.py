@@ -114,6 +114,10 @@ def test_figure_shows_the_mean_over_seeds_and_the_published_epochs_of_the_runs(w
     lines = curve_lines(curves.draw(measured(*runs, published=True)))
     assert list(lines["apart (2 seeds)"].get_ydata()) == pytest.approx([10, 25, 30])
     assert list(lines["apart, published, full size"].get_xdata()) == [1, 3]
+    assert list(lines["fgsm, published, full size"].get_ydata()) == pytest.approx([22.9, 25.4, 27.3])
+    assert lines["fgsm, published, full size"].get_color() == lines["fgsm (2 seeds)"].get_color()
+    alone = curve_lines(curves.draw(measured(runs[0], published=True)))
+    assert list(alone) == ["apart", "apart, published, full size", "pgd-10, published, full size"]
     assert lines["apart, published, full size"].get_color() == lines["apart (2 seeds)"].get_color()
     assert list(curve_lines(curves.draw(measured(runs[0])))) == ["apart"]
 
