@@ -1,8 +1,9 @@
 """Wide convolutions of small maps as matrix products of their patches, for CPUs with AMX in bfloat16.
 
-oneDNN (as in torch 2.14) uses a third to an eighth of a matrix product's speed where a map has few pixels and many
-channels, as in a residual network's last stage: its weight gradient of 512 x 512 channels on 4 x 4 pixels takes five
-times as long as the product of the same patches. The sums are the same, added in another order.
+oneDNN (as in torch 2.14) is far from a matrix product's speed where a map has few pixels and many channels, as in a
+residual network's last stage (benchmarks/results/patch-products). The sums are the same, added in another order.
+
+In pass 1 such layers have to be frozen: a backward of our own is not told that nobody wants the weights' gradient.
 """
 
 from collections.abc import Iterator
@@ -44,13 +45,23 @@ class _Multiplied(Dress):
 
     def forward(self, x: Tensor) -> Tensor:
         layer: Any = self
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         sizes = zip(x.shape[-2:], layer.padding, layer.kernel_size, layer.stride, strict=True)
         down, right = ((size + 2 * pad - kernel) // stride + 1 for size, pad, kernel, stride in sizes)
-        if dtype != torch.bfloat16 or x.dim() != 4 or not 0 < down * right <= _MOST_PIXELS:
+        if x.dim() != 4 or not 0 < down * right <= _MOST_PIXELS or not _in_bfloat16(x, layer.weight):
             return super().forward(x)
+        dtype = torch.bfloat16
         bias = None if layer.bias is None else layer.bias.to(dtype)  # a copy's may come from a BatchNorm (folding.py)
         return patch_conv2d(x.to(dtype), layer.weight.to(dtype), bias, layer.stride, layer.padding)
+
+
+def _in_bfloat16(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution of these would compute so, on the CPU."""
+    kinds = {x.dtype, weight.dtype}
+    if torch.is_autocast_enabled("cpu"):
+        cast = torch.get_autocast_dtype("cpu") == torch.bfloat16 and torch.float64 not in kinds
+    else:
+        cast = kinds == {torch.bfloat16}
+    return cast and x.device.type == "cpu"
 
 
 def patch_conv2d(
@@ -69,12 +80,17 @@ def patch_conv2d(
 
 
 class _PatchConv(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
-        ctx.save_for_backward(x, weight)  # not the patches, which are quicker made anew than kept
-        ctx.stride, ctx.padding = stride, padding
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
         patches = _patches(x, weight.shape[2:], stride, padding)
         return _channels_first(F.linear(patches.flatten(0, 2), _matrix(weight), bias), patches.shape[:3])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, weight, _, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight)  # not the patches, which are quicker made anew than kept
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

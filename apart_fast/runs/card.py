@@ -40,7 +40,7 @@ def write_card(folder: RunFolder, config: TrainConfig) -> Path:
             "method": asdict(method),
             # where it lay is nobody's business
             "init_from": None if config.init_from is None else config.init_from.name,
-            "eps": config.eps,
+            "eps": config.eps if method.steps else None,
             "passes_per_step": method.passes,
             "seconds": summary["train_seconds"],
             "omega_bytes": summary["memory_bytes"],

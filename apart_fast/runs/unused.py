@@ -1,4 +1,4 @@
-"""Settings of a run that its method does not use: a new run says so in a line each, and its card leaves them out."""
+"""Settings of a run that its method does not use: a run says so in a line each when it begins."""
 
 from apart_fast.runs.config import TrainConfig
 from apart_fast.step.methods import get_method
@@ -11,6 +11,7 @@ def unused(config: TrainConfig) -> dict[str, str]:
     """
     method, usual = get_method(config.method), TrainConfig.of(config.recipe)
     idle = {
+        "eps": None if method.steps else "perturbs nothing",
         "label_smoothing": "draws its labels anew in each pass" if method.loss.relax else None,
         "omega_dtype": None if method.maps else "remembers nothing of each example",
         "eta": None if method.learned else "learns no step sizes",

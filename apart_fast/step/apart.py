@@ -144,8 +144,11 @@ class Apart(StepSizesAtHand):
         if self.points:
             self.points.try_out(self._network, sample)
         precise = amp is not None or self.device.type == "cuda"  # where TF32 would round the perturbation away
-        self._dressed = [*thin_out(model), *multiply_patches(model, amp)] if self.device.type == "cpu" else []
+        on_cpu = self.device.type == "cpu"
+        multiplied = multiply_patches(model, amp) if on_cpu else []
         self._stem = keep_stem_precise(self._network, sample) if precise else None
+        self._dressed = [*(thin_out(model) if on_cpu else []), *multiplied, *([self._stem] if self._stem else [])]
+        self._uncast = nn.ModuleList(dressed.layer for dressed in (*multiplied, self._stem) if dressed)
         self._counters = BatchCounters(model)
         self.loss = CrossEntropy(self._network, amp, label_smoothing, method.loss.relax, self.generator)
         self.objective = Objective(method.loss, dtype, self.device)
@@ -214,7 +217,7 @@ class Apart(StepSizesAtHand):
 
     @contextmanager
     def _both_passes(self) -> Iterator[None]:
-        """Within: what autocast makes of the weights serves all passes (it forgets its casts at the outermost end)."""
+        """Within: autocast's casts of the weights serve all passes (it forgets them at the outermost end)."""
         with torch.autocast(self.device.type, enabled=False), self._counters.together():
             yield
 
@@ -310,11 +313,9 @@ class Apart(StepSizesAtHand):
         return loss.detach(), gradient, signs
 
     def _no_weight_gradients(self) -> AbstractContextManager[None]:
-        """In pass 1. Autocast keeps no casts of frozen weights: with it only the first layer, which needs none, is
-        frozen, and `autograd.grad` skips the gradients of the others. A compiled backward skips nothing."""
-        if self.amp is None or is_compiled(self.model):
-            return frozen(self.model)
-        return nullcontext() if self._stem is None else frozen(self._stem.layer)
+        """In pass 1. Autocast keeps no casts of frozen weights: with it only layers that take none from it are frozen,
+        and `autograd.grad` skips the gradients of the others. A compiled backward skips nothing."""
+        return frozen(self.model if self.amp is None or is_compiled(self.model) else self._uncast)
 
     def _pass2(self, x: Tensor, labels: Tensor, signs: Signs) -> tuple[Tensor, Tensor, Gradients | None]:
         """Loss, right answers, and gradients of input and block steps; weight gradients go to `p.grad`."""
@@ -388,8 +389,6 @@ class Apart(StepSizesAtHand):
         """
         if self.points:
             self.points.remove()
-        if self._stem is not None:
-            self._stem.remove()
         for layer in self._dressed:
             layer.remove()
         if isinstance(self._network, PlainLayout):

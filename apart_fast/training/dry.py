@@ -28,6 +28,7 @@ from apart_fast.training.trainer import Trainer
 
 NAME = ".dry-run."  # how names of its folders begin
 JUDGED = 32  # images
+LARGEST_GAP = 0.01  # between the weights after a step and the same step resumed, where bits may differ
 ON_DISK = 3  # checkpoints, while one is written
 
 
@@ -143,7 +144,7 @@ def _compare(after: dict[str, torch.Tensor], resumed: Trainer) -> None:
     gap = (torch.stack(gaps).norm() / whole).item()
     compiled = "a compiled model, whose first step is plain"
     inexact = "a GPU" if resumed.device.type != "cpu" else compiled if resumed.execution.compiled else None
-    if gap and inexact is None:
+    if gap > (0 if inexact is None else LARGEST_GAP):
         print(f"warning: resume: the step after it gave other weights (relative difference {gap:.1g})")
     else:
         same = "the same bits" if not gap else f"the same weights up to {gap:.1g}, as can be on {inexact}"

@@ -163,7 +163,7 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, *, f
         seed=config.seed,
         ranks=ranks,
     )
-    if us.first:
+    if us.first and fresh:
         for line in unused.lines(config):
             tqdm.write(line)
     if origin is not None:

@@ -132,8 +132,40 @@ def test_a_layer_multiplies_patches_of_small_maps_in_bfloat16_only(monkeypatch):
     assert call(layer, plain, (4, 4)) == call(layer, plain, (2, 8)) == call(strided, plain_strided, (8, 7)) == 1
     assert call(layer, plain, (4, 5)) == call(strided, plain_strided, (9, 8)) == 0
     assert call(layer, plain, (4, 4), amp=False) == 0
-    with pytest.raises(RuntimeError):
-        layer(torch.randn(2, 255, 4, 4, dtype=torch.bfloat16))
+    before = len(calls)
+    half = copy.deepcopy(plain).bfloat16(), copy.deepcopy(layer).bfloat16()
+    torch.testing.assert_close(*(one(torch.ones(2, 256, 4, 4).bfloat16()) for one in half), rtol=2**-6, atol=1e-2)
+    assert len(calls) == before + 1
+    for x in (torch.ones(2, 256, 4, 4).bfloat16(), torch.ones(2, 256, 4, 4).double()):  # as a Conv2d refuses them
+        with pytest.raises(RuntimeError, match="same"):
+            layer(x)
+    assert layer(torch.ones(256, 4, 4)).shape == (256, 4, 4) and len(calls) == before + 1
+
+
+def test_functions_of_torch_func_go_through_it():
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 2, 5, 4, 4), torch.randn(6, 5, 3, 3)
+
+    def value(convolution):
+        return lambda x, weight: convolution(x, weight).square().sum()
+
+    mine = value(lambda x, w: patch_conv2d(x, w, None, (1, 1), (1, 1)))
+    theirs = value(lambda x, w: F.conv2d(x, w, None, padding=1))
+    found, expected = (torch.func.vmap(torch.func.grad(f, argnums=1), (0, None))(x, weight) for f in (mine, theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("method", "expected"), [("apart", 5), ("pgd-3", 9)])
+def test_pass_1_makes_no_weight_gradients(method, expected, monkeypatch):
+    """Patches are made for the forward and for each gradient: two in pass 1, three in pass 2."""
+    calls, patches_of = [], patches._patches
+    monkeypatch.setattr(patches, "_patches", lambda *given: calls.append(given) or patches_of(*given))
+    model = nn.Sequential(nn.Conv2d(3, 256, 1, 8), nn.BatchNorm2d(256), wide(), nn.Flatten(), nn.Linear(4096, 10))
+    apart = Apart(model, 4, (32, 32, 3), amp=torch.bfloat16, points=["2"], method=method)
+    images, rows = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8), torch.arange(4)
+    apart.step(images, rows, rows)
+    assert len(calls) == expected
+    assert model[2].weight.grad.abs().sum() > 0
 
 
 def test_a_folded_copy_of_a_network_computes_what_the_network_computes():

@@ -16,6 +16,8 @@ from apart_fast.runs.unused import lines, unused
         ("liet", dict(recipe="fastat"), ["draws its labels anew in each pass: --label-smoothing 0.4"]),
         ("fgsm", dict(label_smoothing=0.4), []),
         ("fgsm", dict(omega_dtype="int8"), ["remembers nothing of each example: --omega-dtype int8"]),
+        ("standard", dict(eps="4/255"), ["perturbs nothing: --eps 4/255"]),
+        ("trades-10", dict(eps="4/255"), []),
         ("pgd-10", dict(eta=1e-7), ["learns no step sizes: --eta 1e-07"]),
         ("fgsm-pgi", dict(omega_dtype="float32", step_decay=400.0), ["learns no step sizes: --step-decay 400.0"]),
         ("fgsm+", dict(points=("a", "b"), step_decay=400.0), ["has no block steps: --points a b"]),
