@@ -48,7 +48,7 @@ class _Multiplied(Dress):
         sizes = zip(x.shape[-2:], layer.padding, layer.kernel_size, layer.stride, strict=True)
         down, right = ((size + 2 * pad - kernel) // stride + 1 for size, pad, kernel, stride in sizes)
         if x.dim() != 4 or not 0 < down * right <= _MOST_PIXELS or not _in_bfloat16(x, layer.weight):
-            return super().forward(x)
+            return super().forward(x)  # type: ignore[misc]
         dtype = torch.bfloat16
         bias = None if layer.bias is None else layer.bias.to(dtype)  # a copy's may come from a BatchNorm (folding.py)
         return patch_conv2d(x.to(dtype), layer.weight.to(dtype), bias, layer.stride, layer.padding)
