@@ -162,11 +162,12 @@ def _summary(runs: list[dict]) -> dict:
 
 def _published(methods: set[str]) -> dict:
     """method -> {epochs, robust}: PGD-20 accuracy at full size, read off the published figures (+-0.005)."""
-    drawn = {method: row for method, row in _PUBLISHED.items() if method in methods or method in _ALWAYS}
-    return {
-        method: {"epochs": published(entry)[epochs], "robust": published(entry)[robust]}
-        for method, (entry, epochs, robust) in drawn.items()
-    }
+    found = {}
+    for method, (entry, epochs, robust) in _PUBLISHED.items():
+        if method in methods or method in _ALWAYS:
+            curve = published(entry)
+            found[method] = {"epochs": curve[epochs], "robust": curve[robust]}
+    return found
 
 
 # ---- command

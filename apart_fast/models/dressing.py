@@ -4,6 +4,7 @@ state_dict, isinstance, deepcopy and pickle work as before, and hooks stay, whic
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -50,6 +51,13 @@ class Dressed:
 def layer_class(layer: nn.Module) -> type[nn.Module]:
     """The class of a layer as it came, whatever it is dressed in."""
     return _plain(type(layer))
+
+
+def plain_convolutions(model: nn.Module) -> Iterator[nn.Conv2d]:
+    """The layers of `model` that are a `Conv2d`, dressed or not; a class of its own may do something else."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and layer_class(layer) is nn.Conv2d:
+            yield layer
 
 
 def _is_made(kind: type) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apart_fast.models.dressing import Dress, Dressed, layer_class
+from apart_fast.models.dressing import Dress, Dressed, plain_convolutions
 
 _NARROWEST, _MOST_PIXELS = 256, 16  # channels of a layer; pixels of a map that it makes
 
@@ -31,9 +31,7 @@ def multiply_patches(model: nn.Module, amp: torch.dtype | None) -> list[Dressed]
 
 
 def _wide(model: nn.Module) -> Iterator[nn.Module]:
-    for layer in model.modules():
-        if not (isinstance(layer, nn.Conv2d) and layer_class(layer) is nn.Conv2d):
-            continue  # a class of its own may do something else
+    for layer in plain_convolutions(model):
         plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
         wide = min(layer.in_channels, layer.out_channels) >= _NARROWEST and layer.kernel_size != (1, 1)
         if plain and wide and not isinstance(layer.padding, str):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from apart_fast.models.dressing import Dress, Dressed, layer_class
+from apart_fast.models.dressing import Dress, Dressed, plain_convolutions
 
 _WIDEST = 16  # channels of a block
 
@@ -32,9 +32,7 @@ def thin_out(model: nn.Module) -> list[Dressed]:
 
 
 def _affected(model: nn.Module) -> Iterator[nn.Module]:
-    for layer in model.modules():
-        if not (isinstance(layer, nn.Conv2d) and layer_class(layer) is nn.Conv2d):
-            continue  # a class of its own may do something else
+    for layer in plain_convolutions(model):
         pointwise = layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid")
         if pointwise and layer.stride != (1, 1) and layer.in_channels // layer.groups < _WIDEST:
             yield layer

@@ -26,9 +26,9 @@ def unused(config: TrainConfig) -> dict[str, str]:
 
 def lines(config: TrainConfig) -> list[str]:
     """A note for each."""
-    flags = {name: f"--{name.replace('_', '-')}" for name in unused(config)}
+    method = get_method(config.method).name
     return [
-        f"note: {get_method(config.method).name} {why}: {flags[name]} {_said(getattr(config, name))} does not apply"
+        f"note: {method} {why}: --{name.replace('_', '-')} {_said(getattr(config, name))} does not apply"
         for name, why in unused(config).items()
     ]
 
