@@ -147,7 +147,8 @@ def evaluate(
 
     Args:
         model: takes NCHW float32 pixels in [0, 1] (normalisation inside) and gives logits [B, classes].
-        images: uint8 [N, H, W, C], C = 1 or 3, on any device; moved in parts of at most 128 MiB in float32.
+        images: uint8 [N, H, W, C], C = 1 or 3, on any device; moved in parts of at most 128 MiB in float32 (but
+            of one batch at least).
         labels: integers [N].
         eps: "8/255", 0.031, "0.031".
         device: the model is moved there; None: where it is.

@@ -159,7 +159,7 @@ class TrainConfig(DataSettings):
     """What --amp computes in; float16 comes with loss scaling."""
     compile: bool = False
     """Compile the model with torch's inductor (minutes, once); the block points are compiled along. On a CPU it needs a
-    C++ compiler; on two busy cores it took one to two minutes and made steps of a small network 1.2 to 2.2
+    C++ compiler; on two busy cores it took one to two and a half minutes and made steps of a small network 1.2 to 2.2
     times as fast."""
     graph: bool | None = None
     """Replay each step as one CUDA graph. None: on a GPU."""

@@ -53,7 +53,7 @@ class Apart(StepSizesAtHand):
     ```
     apart = Apart(model, num_examples=50_000, image_shape=(32, 32, 3), padding=4, eps="8/255")
     for epoch in range(epochs):
-        apart.start_epoch(epoch, epochs=epochs)  # some methods are another one without
+        apart.start_epoch(epoch, epochs=epochs)  # without it some methods train differently
         for images, labels, indices in loader:  # uint8 [B, H, W, C], int64 [B], int64 [B]
             optimizer.zero_grad()
             result = apart.step(images, labels, indices)  # weight gradients, step sizes, omega

@@ -50,8 +50,8 @@ class CollapseWatch:
 class Judge:
     """Accuracy of a run's weights (averaged, where there are any) as its settings want it.
 
-    What the weights do not change is made once for all epochs (see `Evaluator`). Batches are no larger than in
-    training, so that what fits there fits here.
+    What the weights do not change is made once for all epochs (see `Evaluator`). Batches are those of the
+    training's size, 128 at least: small ones would make the search slow.
     """
 
     def __init__(self, config: TrainConfig, parts: Parts, compiled: bool, us: World | None = None):

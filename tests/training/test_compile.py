@@ -12,7 +12,6 @@ from apart_fast.cli import main
 from apart_fast.kernels import Crops
 from apart_fast.loaders import Batch
 from apart_fast.step.optimizer import SGD
-from apart_fast.training import execution
 from apart_fast.training.execution import CompiledStep, compiler_fault
 
 N, B, SIZE = 32, 8, (8, 8, 3)
@@ -84,10 +83,7 @@ def test_inductor_gives_the_eager_steps_in_two_graphs(amp, capsys):
 
 
 @pytest.mark.parametrize("method", ["apart+mse", "fgsm-pgi", "liet", "trades-2", "awp-pgd-2"])
-def test_graphs_that_are_kept_and_weights_that_move_can_be_compiled(method, monkeypatch):
-    compile_ = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile_(self, backend="aot_eager", **options))
-    monkeypatch.setattr(execution, "compiler_fault", lambda device: None)
+def test_graphs_that_are_kept_and_weights_that_move_can_be_compiled(method, graphs_without_compiler):
     torch.manual_seed(0)
     net = Net()
     with torch._functorch.config.patch(donated_buffer=True):  # as it is by default
@@ -96,11 +92,8 @@ def test_graphs_that_are_kept_and_weights_that_move_can_be_compiled(method, monk
         torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-3)
 
 
-def test_a_run_from_the_command_line_compiles_once(settings, tmp_path, monkeypatch, capsys):
+def test_a_run_from_the_command_line_compiles_once(settings, tmp_path, graphs_without_compiler, capsys):
     """With a backend that needs no compiler: `train` and `train --compile` end alike, and every step is compiled."""
-    compile_ = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile_(self, backend="aot_eager", **options))
-    monkeypatch.setattr(execution, "compiler_fault", lambda device: None)
     losses = []
     for flags in ([], ["--compile"]):
         out = tmp_path / f"run{len(flags)}"

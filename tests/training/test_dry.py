@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-from torch import nn
 
 from apart_fast.cli import main
 from apart_fast.errors import UserError
@@ -12,7 +11,7 @@ from apart_fast.loaders import load_dataset
 from apart_fast.runs.begin import begin
 from apart_fast.runs.config import TrainConfig
 from apart_fast.step.apart import Apart
-from apart_fast.training import dry, execution
+from apart_fast.training import dry
 from apart_fast.training.trainer import Trainer
 
 
@@ -48,10 +47,7 @@ def test_each_part_is_said_in_a_line_and_nothing_is_left(capsys, settings, image
     assert told == [(0, 0, 3), (0, 1, 3), (0, 1, 3)]  # losses that rise do so as in the run
 
 
-def test_a_compiled_step_is_timed_after_it_was_compiled(capsys, settings, tmp_path, monkeypatch):
-    compile_ = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile_(self, backend="aot_eager", **options))
-    monkeypatch.setattr(execution, "compiler_fault", lambda device: None)
+def test_a_compiled_step_is_timed_after_it_was_compiled(capsys, settings, tmp_path, graphs_without_compiler):
     code, out, err = call(capsys, [*settings, "--compile", "--out", tmp_path / "x", "--dry-run"])
     assert code == 0, err
     words = ("dry run: ", "compiled in ", "checkpoint: ", "step: ", "resume: ", "evaluation: ", "nothing was")
