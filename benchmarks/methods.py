@@ -114,7 +114,7 @@ def table(config: Config) -> None:
 
 WEIGHTS = {
     "last": "last weights",
-    "best": "the better of the weights and their average after any epoch, by PGD-10 on validation images",
+    "best": "the better of the weights and their average after any validated epoch, by PGD-10 on validation images",
 }
 
 

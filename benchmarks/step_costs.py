@@ -29,7 +29,7 @@ from apart_fast.units import usual_padding
 from benchmarks.sweep import REFERENCE, Sweep
 
 FILE = "cost.json"
-PLACE = ("device", "cores", "torch")  # of an environment: where a time was taken
+PLACE = ("device", "cores", "threads", "torch")  # of an environment: where a time was taken
 
 
 class Cost(TypedDict):
@@ -99,13 +99,22 @@ def where(found: dict[str, Cost]) -> str:
     return "; ".join(dict.fromkeys(said)) or "none"
 
 
-def taken_here(found: dict[str, Cost], rounds: int) -> bool:
-    """Whether all were timed in turns in one process on a machine like this one, in as many rounds."""
-    here, places = environment(), [cost.get("environment", {}) for cost in found.values()]
-    alike = all(place == places[0] for place in places)
-    return alike and all(
-        cost.get("rounds", 0) >= rounds and all(place.get(name) == here[name] for name in PLACE)
-        for cost, place in zip(found.values(), places, strict=True)
+def together(found: dict[str, Cost]) -> bool:
+    """Whether all were timed in turns in one process."""
+    places = [cost.get("environment", {}) for cost in found.values()]
+    return all(place == places[0] for place in places)
+
+
+def taken_here(found: dict[str, Cost], rounds: int, threads: int | None = None) -> bool:
+    """Whether all were timed in turns in one process on a machine like this one, in as many rounds.
+
+    Args:
+        threads: of torch in a run; None: as torch chooses here.
+    """
+    here = environment() | ({} if threads is None else {"threads": threads})
+    return together(found) and all(
+        cost.get("rounds", 0) >= rounds and all(cost.get("environment", {}).get(name) == here[name] for name in PLACE)
+        for cost in found.values()
     )
 
 

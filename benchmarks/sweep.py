@@ -25,7 +25,8 @@ REFERENCE = "pgd-10"  # whose step the others are compared with
 # settings that do not change what is judged, so that a run made with others is still the run asked for
 FREE = {
     *MOVABLE,
-    *("recipe", "out", "resume", "threads", "keep_weights", "checkpoint_every", "log_every", "val_every", "test"),
+    *("recipe", "config", "dry_run", "out", "resume", "threads", "keep_weights", "checkpoint_every"),
+    *("log", "log_every", "val_every", "test"),
 }
 COUNTS = {"val_every"}  # of these, where validation chooses the weights
 KEPT = (

@@ -37,6 +37,7 @@ from apart_fast.units import Bounds, check_number, parse_eps
 from benchmarks import methods, step_costs, sweep
 
 NAME, MEASURE = "time_to_accuracy", "val_pgd20"
+_ROUNDING = 1e-9  # 28.6 / 100 is above 143 / 500
 METHODS = tuple(name for name in methods.METHODS if get_method(name).steps)  # what aims at robustness
 
 
@@ -86,7 +87,7 @@ class Config(sweep.Sweep):
 
 def reached(accuracies: list[float], target: float) -> int | None:
     """Index of the first of `accuracies` from which on all are at least `target`; None: the last one is not."""
-    below = [i for i, accuracy in enumerate(accuracies) if accuracy < target]
+    below = [i for i, accuracy in enumerate(accuracies) if accuracy < target - _ROUNDING]
     first = below[-1] + 1 if below else 0
     return first if first < len(accuracies) else None
 
@@ -224,13 +225,15 @@ def main(config: Config) -> None:
     runs = sweep.finished(config, say=True)
     if not runs:
         raise UserError(f"no finished run in {config.runs}: leave out --no-train")
+    made = config.wanted(config.methods[0], config.seeds[0])
     costs = step_costs.costs(config, config.methods)
     lacking = set(config.methods) - costs.keys()
-    if lacking or (config.train and not step_costs.taken_here(costs, config.rounds)):
+    scattered = not step_costs.together(costs)
+    stale = config.train and not step_costs.taken_here(costs, config.rounds, made.threads)
+    if lacking or scattered or stale:
         costs = step_costs.measure_costs(config, config.methods, config.rounds)
     else:
         print(f"step times: those in {config.out / step_costs.FILE} ({step_costs.where(costs)})")
-    made = config.wanted(config.methods[0], config.seeds[0])
     there = len(load_dataset(made.dataset, config.data_dir).train) - made.val_images
     curves: dict[str, dict[int, dict]] = {}
     for (method, seed), run in runs.items():

@@ -45,8 +45,11 @@ def recorded(runs: Sequence[Run], prefer: str = "probe_pgd10") -> tuple[str, lis
     `clean_epochs` and `clean`: validation.
 
     Raises:
-        UserError: the runs have no measure in common.
+        UserError: the runs have no measure in common, or looked within different radii.
     """
+    radii = {parse_eps(one.config.eval_eps): one.config.eval_eps for one in runs}
+    if len(radii) > 1:
+        raise UserError(f"the runs were judged within different radii ({', '.join(radii.values())}): add --judge")
     if all(0 < len(one.records) == len(points(one.records, "val_pgd20")) for one in runs):
         measure = "val_pgd20"
     else:

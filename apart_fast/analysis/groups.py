@@ -11,8 +11,8 @@ from apart_fast.runs.reading import Run
 # what leaves the weights of a run as they are, apart from rounding; a recipe only names settings that stand beside it
 _IDLE = {
     *MOVABLE,
-    *("seed", "recipe", "omega_device"),
-    *("loader", "ffcv", "compile", "graph", "deterministic", "threads", "log_every", "profile", "out", "resume"),
+    *("seed", "recipe", "config", "dry_run", "omega_device"),
+    *("loader", "ffcv", "compile", "graph", "deterministic", "threads", "log", "log_every", "profile", "out", "resume"),
     *("eval_eps", "val_every", "probe_images", "test", "test_images", "checkpoint_every", "keep_weights"),
 }
 

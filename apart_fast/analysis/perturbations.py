@@ -163,7 +163,9 @@ def compute(config: PerturbationsConfig) -> tuple[dict, Picture]:
             found, target = _measure_reference(images, load_network(path, images.device), eps)
             numbers["reference"] = {"name": reference.name, "method": reference.method, "weights": path.name, **found}
             last = [Row(f"PGD-20, {reference.method} network", _words(found), target[shown])]
-        collapsed = {record["epoch"]: record.get("collapsed") for record in one.records}
+        # earlier versions wrote False where nobody looked
+        watched = [record for record in one.records if "probe_pgd10" in record]
+        collapsed = {record["epoch"]: record.get("collapsed") for record in watched}
         for epoch in epochs:
             found, delta = _measure(images, load_network(one.weights[epoch], images.device), eps, target)
             numbers["epochs"].append({"epoch": epoch, "collapsed": collapsed.get(epoch), **found})

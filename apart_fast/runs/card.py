@@ -44,7 +44,7 @@ def write_card(folder: RunFolder, config: TrainConfig) -> Path:
             "passes_per_step": method.passes,
             "seconds": summary["train_seconds"],
             "omega_bytes": summary["memory_bytes"],
-            "collapsed_at_epochs": summary["collapsed_at"],
+            "collapsed_at_epochs": summary["collapsed_at"] if config.probe_images else None,  # None: nobody looked
             **{name: getattr(config, name) for name in SETTINGS if name not in idle},
         },
         "evaluation": {

@@ -1,4 +1,4 @@
-"""Settings of a run that its method does not use: a run says so in a line each when it begins."""
+"""Settings of a run that its method does not use, or takes otherwise than one thinks: a line each when it begins."""
 
 from apart_fast.runs.config import TrainConfig
 from apart_fast.step.methods import get_method
@@ -26,11 +26,17 @@ def unused(config: TrainConfig) -> dict[str, str]:
 
 def lines(config: TrainConfig) -> list[str]:
     """A note for each."""
-    method = get_method(config.method).name
-    return [
-        f"note: {method} {why}: --{name.replace('_', '-')} {_said(getattr(config, name))} does not apply"
+    method = get_method(config.method)
+    said = [
+        f"note: {method.name} {why}: --{name.replace('_', '-')} {_said(getattr(config, name))} does not apply"
         for name, why in unused(config).items()
     ]
+    if config.grad_accum > 1 and method.of_batches:
+        said.append(
+            f"note: {method.name} looks at whole batches: with --grad-accum {config.grad_accum} at those of "
+            f"{config.batch_size} images, which is another training than one of larger batches"
+        )
+    return said
 
 
 def _said(value: object) -> str:

@@ -207,6 +207,7 @@ class Apart(StepSizesAtHand):
     def step_without_images(self, together: int) -> StepResult:
         """What a rank does in a step in which only others have images, `together` of them."""
         nothing = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
+        self._scaled(nothing)  # a scaler that was just loaded has its scale from the first call on
         whole = Whole(self.ranks, 0, together)
         if self._weight_step is not None:  # in the order of a step
             self._weight_step.without_images(whole)

@@ -46,10 +46,23 @@ class CrossEntropy:
         logits = self.logits(x)
         if self.classes is None:  # later ones are checked before the step
             check_labels(labels, logits.shape[1])
-            self.classes = logits.shape[1]
+            self.know(logits.shape[1])
         if self._relax:
             return F.cross_entropy(logits, self._relaxed(labels, logits)), logits
         return F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing), logits
+
+    def know(self, classes: int) -> None:
+        """Say how many classes there are: labels are checked before a step from now on.
+
+        Raises:
+            UserError: so few that relaxed labels would teach another class.
+        """
+        if self._relax and self._relax / (classes - 1) >= 1 - self._relax:
+            raise UserError(
+                f"labels relaxed by {self._relax:g} would teach {classes} classes another one than the true: "
+                "choose a method that draws no labels anew"
+            )
+        self.classes = classes
 
     def logits(self, x: Tensor) -> Tensor:
         """[B, classes], at least float32, of pixels [B, H, W, C].

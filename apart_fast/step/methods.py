@@ -217,6 +217,12 @@ class Method:
         return {"perturbation": 1, "direction": 1, "momentum": 2}.get(self.remembers, 0)
 
     @property
+    def of_batches(self) -> bool:
+        """Whether a perturbation depends on which images share a batch."""
+        shared = self.remembers in ("all", "class", "grey")
+        return shared or self.loss.gate is not None or self.weight_step > 0
+
+    @property
     def omega_dtypes(self) -> tuple[str, ...]:
         """Those in which what is remembered of each example can be stored, the largest first."""
         return tuple(dtype for dtype in OMEGA_DTYPES if dtype != "int8" or self.remembers != "momentum")

@@ -85,13 +85,15 @@ def make_shared(
         sample: pixels [2, H, W, C], with which the classes are counted.
 
     Raises:
-        UserError: the network gives no logits.
+        UserError: the network gives no logits, or those of too few classes.
     """
     if method.remembers not in ("all", "class", "grey"):
         return None
     with torch.no_grad(), uncompiled(), evaluating(model):
         counted = None if method.remembers == "all" else loss.logits(sample).shape[1]
-    loss.classes, classes = counted, counted or 1  # labels are checked from the first step on
+    if counted is not None:
+        loss.know(counted)  # labels are checked from the first step on
+    classes = counted or 1
     shape = tuple(sample.shape[1:])
     if method.remembers == "grey":
         return GreyDirections(model, loss, scaled, classes, shape, sample.dtype, sample.device)

@@ -59,6 +59,8 @@ class Triangle:
 
     def height(self, step: int) -> float:
         """Height of the triangle in [0, 1] at a step counted from 0."""
+        if self.cycle == 1:  # its corner would train nothing
+            return self.mean
         half = self.cycle / 2
         place = step % self.cycle
         return place / half if place <= half else (self.cycle - place) / half

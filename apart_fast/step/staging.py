@@ -53,7 +53,8 @@ class StagedMemory(Memory):
     def at_hand(self, indices: Tensor, upcoming: Tensor | None = None) -> Iterator[None]:
         """Within: the rows of the examples `indices` are in the store; afterwards they go home.
 
-        Inside another one it does nothing. After an exception the home keeps the rows it had before.
+        Inside another one, or of no examples (a rank without images), it does nothing. After an exception the home
+        keeps the rows it had before.
 
         Args:
             indices: int64 [B], each at most once; on the CPU: on a GPU, reading them waits for the device.
@@ -68,6 +69,9 @@ class StagedMemory(Memory):
         if self._at_hand is not None:
             if len(indices) != self._at_hand:
                 raise ValueError(f"the rows of {self._at_hand} examples are at hand, and the step has {len(indices)}")
+            yield
+            return
+        if not len(indices):
             yield
             return
         rows = self._check_rows(indices)

@@ -159,7 +159,8 @@ class EpochWatch:
                 record |= {f"weights_{name}": accuracy for name, accuracy in rival.items()}
                 for model, accuracy in ((self._judged, record["val_pgd10"]), (self._rival, rival["val_pgd10"])):
                     self._keep_best(epoch, accuracy, "validation", model)
-        record["collapsed"] = self._collapse.collapsed
+        if self._splits.probe is not None:  # else nobody has looked
+            record["collapsed"] = self._collapse.collapsed
         return record
 
     @staticmethod

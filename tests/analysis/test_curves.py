@@ -41,8 +41,16 @@ def test_runs_of_one_method_with_other_settings_stay_apart(write_run):
 
 def test_how_a_run_was_asked_for_does_not_part_its_seeds(write_run):
     a = write_run("a", [0.1, 0.2], recipe="small", width=0.25)
-    b = write_run("b", [0.1, 0.2], seed=1, width=0.25, omega_device="host")
+    b = write_run("b", [0.1, 0.2], seed=1, width=0.25, omega_device="host", config=a / "config.json", log=("wandb",))
     assert measured(a, b)["methods"]["apart"]["seeds"] == 2
+
+
+def test_runs_that_looked_within_different_radii_are_not_put_together(write_run):
+    a = write_run("a", [0.1, 0.2], eval_eps="8/255")
+    with pytest.raises(UserError, match=r"different radii \(8/255, 4/255\): add --judge"):
+        measured(a, write_run("b", [0.1, 0.2], seed=1, eval_eps="4/255"))
+    c = write_run("c", [0.1, 0.2], seed=1, eval_eps=str(8 / 255))
+    assert measured(a, c)["methods"]["apart"]["seeds"] == 2
 
 
 def test_two_folders_of_images_are_two_data_sets(write_run, tmp_path):

@@ -31,12 +31,15 @@ def test_the_times_of_others_stay_and_the_reference_is_timed_along(config, capsy
     assert "cost.json is of other settings for fgsm: not used" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("field", "value"), [("device", "Another CPU"), ("torch", "1.0"), ("cores", 1000)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("device", "Another CPU"), ("torch", "1.0"), ("cores", 1000), ("threads", 77)]
+)
 def test_times_of_another_machine_are_told_apart(field, value):
     cost = {"seconds": 1.0, "over_reference": None, "rounds": 5, "environment": environment()}
     assert step_costs.taken_here({"fgsm": cost}, 5)
     elsewhere = cost | {"environment": environment() | {field: value}}
     assert not step_costs.taken_here({"fgsm": elsewhere}, 5)
+    assert field != "threads" or step_costs.taken_here({"fgsm": elsewhere}, 5, 77)
     assert step_costs.where({"fgsm": elsewhere}).startswith(str(elsewhere["environment"]["device"]))
 
 

@@ -21,6 +21,11 @@ def test_a_target_counts_from_where_it_is_held(accuracies, index):
     assert benchmark.reached(accuracies, 0.3) == index
 
 
+def test_a_target_that_is_met_exactly_is_reached():
+    assert [k for k in range(501) if benchmark.reached([k / 500], k / 5 / 100) is None] == []
+    assert benchmark.reached([142 / 500], 28.6 / 100) is None
+
+
 def test_a_seed_that_never_arrives_counts_as_the_slowest():
     assert benchmark.median([3.0, math.inf, 1.0]) == 3.0
     assert benchmark.median([3.0, math.inf, math.inf]) == math.inf

@@ -31,6 +31,20 @@ def test_each_setting_is_told(method, given, told):
     assert len(unused(config)) == len(told)
 
 
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        *((name, True) for name in ("fgsm-rs-cs", "fgsm-mep-cs", "fgsm-uap", "fgsm-cuap", "awp-pgd-2", "liet")),
+        *((name, False) for name in ("apart", "fgsm-pgi", "trades-2", "atta-1", "apart+js")),
+    ],
+)
+def test_batches_that_are_parts_of_one_are_told_where_that_is_another_training(method, told):
+    said = lines(TrainConfig(method=method, batch_size=32, grad_accum=4))
+    assert bool(said) == told and lines(TrainConfig(method=method)) == []
+    if told:
+        assert "with --grad-accum 4 at those of 32 images" in said[0]
+
+
 def test_a_run_says_so_and_its_card_leaves_it_out(capsys, settings, tmp_path):
     flags = ("--method", "liet", "--label-smoothing", "0.4", "--eta", "1e-7", "--epochs", "1", "--cycle", "1")
     with pytest.raises(SystemExit) as end:

@@ -117,3 +117,20 @@ def test_step_size_gradients_are_near_those_of_float32(amp):
         scale = 1.0 if apart.scaler is None else apart.scaler.get_scale()
         grads.append(apart.step_sizes.grad / scale)
     assert ((grads[0] - grads[1]).norm() / grads[0].norm()).item() < 0.1
+
+
+def test_a_scaler_that_was_just_loaded_can_begin_with_a_step_without_images():
+    """A rank may have none in the first step after resuming: the gradients are those of the others."""
+    apart, _, _ = make(torch.float16)
+    apart.scaler = torch.amp.GradScaler("cpu")
+    apart.scaler.load_state_dict(torch.amp.GradScaler("cpu", init_scale=8.0).state_dict())
+    optimizer = SGD(apart.model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.0)
+    before = [p.clone() for p in apart.model.parameters()]
+    apart.step_without_images(together=3)
+    for p in apart.model.parameters():
+        p.grad = torch.ones_like(p)
+    apart.scaler.step(optimizer)
+    apart.scaler.update()
+    assert apart.scaler.get_scale() == 8
+    moved = [p - q for p, q in zip(apart.model.parameters(), before, strict=True)]
+    assert all((step + 0.1 / 8).abs().max() < 1e-3 for step in moved)

@@ -241,6 +241,8 @@ def test_what_the_caller_may_do():
     memory.contents()[4] = 3
     with memory.at_hand(torch.tensor([4])):  # fetched before the change
         assert memory.store[0].min() == 3
+    with memory.at_hand(torch.arange(0)):  # of a rank without images in a step
+        pass
     for wrong in ([0, 22], [-1, 0]):
         with pytest.raises(IndexError, match="outside of 0..21"), memory.at_hand(torch.tensor(wrong)):
             pass

@@ -5,6 +5,7 @@ Autograd in float64, a loop over the images, several steps, the last batch of an
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -456,6 +457,24 @@ def test_what_cannot_be_made_is_told():
         made_of("fgsm-pgi", omega_dtype=torch.int8)
     with pytest.raises(UserError, match="fgsm-uap remembers nothing of each example"):
         made_of("fgsm-uap", omega_device="host")
+
+
+@pytest.mark.parametrize("method", ["liet", replace(get_method("fgsm-rs"), name="x", loss=Loss(relax=0.6))])
+def test_relaxed_labels_leave_the_true_class_the_likeliest(method):
+    images = torch.zeros(4, H, W, 3, dtype=torch.uint8)
+    for classes, told in ((3, False), (2, True)):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(3 * H * W, classes))
+
+        def step(net=net):
+            made = Apart(net, 4, (H, W, 3), padding=0, method=method)
+            made.start_epoch(0)
+            made.step(images, torch.zeros(4, dtype=torch.int64))
+
+        if not told:
+            step()
+            continue
+        with pytest.raises(UserError, match=f"relaxed by 0.6 would teach {classes} classes another one"):
+            step()
 
 
 def test_liet_is_refused_where_several_processes_train():

@@ -57,7 +57,7 @@ def test_milestones_are_epochs():
 
 def test_a_run_of_one_epoch_trains():
     assert onecycle(0, 1)[0] == 1
-    assert all(make_schedule(name, Times(1, 1, 1), None).at(0)[0] > 0 for name in TORCHS)
+    assert all(make_schedule(name, Times(1, 1, 1), None).at(0)[0] > 0 for name in SCHEDULES)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
