@@ -217,10 +217,14 @@ class Method:
         return {"perturbation": 1, "direction": 1, "momentum": 2}.get(self.remembers, 0)
 
     @property
+    def shares(self) -> bool:
+        """Whether what is remembered is one for all examples, or for those of a class."""
+        return self.remembers in ("all", "class", "grey")
+
+    @property
     def of_batches(self) -> bool:
         """Whether a perturbation depends on which images share a batch."""
-        shared = self.remembers in ("all", "class", "grey")
-        return shared or self.loss.gate is not None or self.weight_step > 0
+        return self.shares or self.loss.gate is not None or self.weight_step > 0
 
     @property
     def omega_dtypes(self) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def make_shared(
     Raises:
         UserError: the network gives no logits, or those of too few classes.
     """
-    if method.remembers not in ("all", "class", "grey"):
+    if not method.shares:
         return None
     with torch.no_grad(), uncompiled(), evaluating(model):
         counted = None if method.remembers == "all" else loss.logits(sample).shape[1]

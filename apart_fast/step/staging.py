@@ -66,12 +66,9 @@ class StagedMemory(Memory):
             ValueError: an example twice; more or fewer indices than at hand; a larger batch after a smaller one was
                 captured.
         """
-        if self._at_hand is not None:
-            if len(indices) != self._at_hand:
-                raise ValueError(f"the rows of {self._at_hand} examples are at hand, and the step has {len(indices)}")
-            yield
-            return
-        if not len(indices):
+        if self._at_hand is not None and len(indices) != self._at_hand:
+            raise ValueError(f"the rows of {self._at_hand} examples are at hand, and the step has {len(indices)}")
+        if self._at_hand is not None or not len(indices):
             yield
             return
         rows = self._check_rows(indices)
