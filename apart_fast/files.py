@@ -1,5 +1,6 @@
 """Files are written whole or not at all."""
 
+import copy
 import dataclasses
 import errno
 import fcntl
@@ -17,7 +18,7 @@ from typing import Any
 
 from apart_fast.errors import NO_ROOM, UserError
 
-_TEMPORARY = ".tmp"  # how names of files in writing end
+TEMPORARY = ".apart_fast.tmp"  # how names of files in writing end: the folder may be of others too
 _NOT_THERE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
     *(errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP),
@@ -51,8 +52,10 @@ def expand_paths(settings: Any) -> Any:
             return expanded(value)
         return tuple(map(expand, value)) if isinstance(value, tuple) else value
 
-    names = [field.name for field in dataclasses.fields(settings) if field.init]
-    return dataclasses.replace(settings, **{name: expand(getattr(settings, name)) for name in names})
+    made = copy.copy(settings)
+    for field in dataclasses.fields(settings):
+        setattr(made, field.name, expand(getattr(settings, field.name)))
+    return made
 
 
 @contextmanager
@@ -138,9 +141,9 @@ def _begin(path: Path, make: Callable[..., tuple[int, str]]) -> tuple[int, Path]
     """(handle, path) of a temporary file or folder beside `path`, locked; that of an earlier writer is removed."""
     check_held(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path.parent, f".{glob.escape(path.name)}.*{_TEMPORARY}")
+    remove_abandoned(path.parent, f".{glob.escape(path.name)}.*{TEMPORARY}")
     while True:
-        handle, name = make(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
+        handle, name = make(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
         try:
             locked = lock(handle, name)
         except BaseException:
@@ -243,7 +246,7 @@ def lock(handle: int, path: str | os.PathLike) -> bool:
         return False
 
 
-def remove_abandoned(folder: Path, pattern: str = f".*{_TEMPORARY}") -> None:
+def remove_abandoned(folder: Path, pattern: str = f".*{TEMPORARY}") -> None:
     """Remove temporary files and folders of processes that were killed: those that nobody has locked."""
     for left in folder.glob(pattern):
         with suppress(OSError):  # in use; or no right to, or no locks here
@@ -279,7 +282,7 @@ def atomic_create(path: str | os.PathLike, data: bytes | str) -> None:
         FileExistsError: it is there.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     atomic_write(aside, data)
     try:
         os.link(aside, path)

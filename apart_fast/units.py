@@ -128,11 +128,11 @@ def parse_eps(value: str | float) -> float:
 
 
 def check_seed(seed: int, name: str = "seed") -> int:
-    """`seed`, if it is an integer from 0 to 2^63 - 1, as every generator here takes it; `name`: what messages call it.
+    """`seed` as an int, if it is one from 0 to 2^63 - 1, as every generator takes it; `name`: what messages call it.
 
     Raises:
         UserError: it is not.
     """
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise UserError(f"{name} {seed} is out of range: give an integer from 0 to 2^63 - 1")
-    return seed
+    return int(seed)

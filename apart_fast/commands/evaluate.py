@@ -12,6 +12,7 @@ from apart_fast.loaders.datasets.reading import Reading, reading_of
 from apart_fast.runs import checkpoint
 from apart_fast.runs.config import EvaluateConfig
 from apart_fast.runs.environment import environment
+from apart_fast.runs.judged import digest
 from apart_fast.runs.outputs import EVALUATION, check_output
 from apart_fast.units import parse_eps
 
@@ -55,6 +56,7 @@ def run(config: EvaluateConfig) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     model = checkpoint.load_network(state, device, config.average, name=config.checkpoint)
+    weights = digest(checkpoint.weights_of(state, config.average))
     test = subset(data.test, config.images) if config.images else data.test
     report = evaluate(
         model,
@@ -70,6 +72,7 @@ def run(config: EvaluateConfig) -> None:
         progress=config.progress,
     )
     print(f"{config.checkpoint}: {describe(asdict(report))}")
-    found = {"checkpoint": config.checkpoint, "dataset": name, **asdict(report), "cautions": report.cautions}
+    found = {"checkpoint": config.checkpoint, "weights": weights, "dataset": name}
+    found |= {**asdict(report), "cautions": report.cautions}
     atomic_write(out, to_json({**found, "environment": environment()}))
     print(f"report: {out}")

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
@@ -103,8 +104,11 @@ def read_words(args: Sequence[str] | None) -> Callable[[], None]:
         SystemExit: the words are wrong, or ask for help.
     """
     _refuse_empty(args)
-    kinds = _union(COMMANDS, _train_defaults(args))
-    config = tyro.cli(kinds, args=args, prog="apart-fast", description="Fast adversarial training.")
+    defaults = _train_defaults(args)
+    config = tyro.cli(
+        _union(COMMANDS, defaults), args=args, prog="apart-fast", description="Fast adversarial training."
+    )
+    _note_given(config, args, defaults)
     command = next(command for command in _leaves(COMMANDS) if isinstance(config, command.settings))
     return lambda: command(config)
 
@@ -112,14 +116,31 @@ def read_words(args: Sequence[str] | None) -> Callable[[], None]:
 def read_train_words(args: Sequence[str] | None) -> Callable[[], None]:
     """The same for `python train.py`."""
     _refuse_empty(args)
-    config = tyro.cli(TrainConfig, args=args, default=_train_defaults(args), prog="train.py" if args is None else None)
+    defaults = _train_defaults(args)
+    config = tyro.cli(TrainConfig, args=args, default=defaults, prog="train.py" if args is None else None)
+    _note_given(config, args, defaults)
     return lambda: TRAIN(config)
+
+
+def _note_given(config: object, args: Sequence[str] | None, defaults: TrainConfig) -> None:
+    """Let the settings of a training say which of them words, or the file of `defaults`, named: a default value may be
+    meant too."""
+    if isinstance(config, TrainConfig):
+        words = {
+            word.partition("=")[0].removeprefix("--").replace("-", "_") for word in _words(args) if word[:2] == "--"
+        }
+        named = words | {word.removeprefix("no_") for word in words}
+        vars(config)["given"] = defaults.given | {field.name for field in fields(config) if field.name in named}
+
+
+def _words(args: Sequence[str] | None) -> Sequence[str]:
+    return sys.argv[1:] if args is None else args
 
 
 def _refuse_empty(args: Sequence[str] | None) -> None:
     """An empty path would be the working directory."""
     flag = ""
-    for word in sys.argv[1:] if args is None else args:
+    for word in _words(args):
         name, equals, value = word.partition("=")
         if not word or (name.startswith("--") and equals and not value):
             where = f"{name or flag} has an empty value" if name or flag else "one of the words is empty"
@@ -151,7 +172,9 @@ def _train_defaults(args: Sequence[str] | None) -> TrainConfig:
             f"--recipe {found.recipe} and the recipe {named} of {found.config} contradict each other: leave one out"
         )
     recipe = found.recipe or named
-    return TrainConfig.of(recipe if recipe in RECIPES else "paper", **values)
+    config = TrainConfig.of(recipe if recipe in RECIPES else "paper", **values)
+    vars(config)["given"] = frozenset(values)
+    return config
 
 
 def _union(table: Mapping[str, Command | Group], default: TrainConfig) -> Any:

@@ -1,5 +1,7 @@
 """What evaluation refuses of images, labels and counts: one line each, before anything is computed."""
 
+from numbers import Integral
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ def check_counts(**counts: object) -> None:
         UserError: one line with the name and the value.
     """
     for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise UserError(f"{name.replace('_', ' ')} must be at least 1, an integer, got {value}")
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
@@ -21,7 +20,8 @@ from apart_fast.models import build_model
 from apart_fast.runs import checkpoint
 from apart_fast.runs.checkpoint import Damaged
 from apart_fast.runs.folder import RunFolder
-from apart_fast.runs.json_files import Evaluation, Object, parse, read_if_there, reading, short
+from apart_fast.runs.json_files import Object, parse, read_if_there, reading, short
+from apart_fast.runs.judged import digest, fitting
 from apart_fast.runs.states import Count, Description, unsound
 
 KEY = "apart_fast"  # of the metadata of what is exported
@@ -154,11 +154,12 @@ def _of_run(file: Path, in_folder: bool) -> Stored:
     averaged = state.get("average")
     description = dict(state["description"])
     description["image_size"] = tuple(description["image_size"])
-    card = _card(file)
+    weights = dict(averaged or state["model"])
+    card = _card(file, weights, state["dataset"])
     return Stored(
         file,
         description,
-        dict(averaged or state["model"]),
+        weights,
         list(state.get("classes") or _names(state["dataset"], description["num_classes"])),
         state["dataset"],
         state.get("method"),
@@ -183,8 +184,9 @@ def _names(dataset: str, count: int) -> list[str]:
     return list(known) if len(known) == count else [str(label) for label in range(count)]
 
 
-def _card(file: Path) -> dict[str, Any]:
-    """card.json beside the file; empty where there is none, or it is of other weights."""
+def _card(file: Path, weights: dict[str, Tensor], dataset: str) -> dict[str, Any]:
+    """card.json beside the file; empty where there is none, or it is of another file. With evaluation.json, or what the
+    card has of it, if that is of these weights and this data set."""
     advice = "make it again, or remove it"
     card: dict[str, Any] = read_if_there(file.parent / "card.json", Object, advice) or {}
     model = card.get("model")
@@ -194,9 +196,9 @@ def _card(file: Path) -> dict[str, Any]:
             if hashlib.file_digest(stream, "sha256").hexdigest() != known[file.name]:
                 return {}  # the run went on since
     evaluation = card.get("evaluation")
-    if isinstance(evaluation, dict):  # judged after the card was written
-        further = read_if_there(file.parent / "evaluation.json", Evaluation, advice)
-        return {**card, "evaluation": {**evaluation, "further": further or evaluation.get("further")}}
+    if isinstance(evaluation, dict):
+        further = fitting(RunFolder(file.parent), [weights], dataset, evaluation.get("further"), of=file.name)
+        return {**card, "evaluation": {**evaluation, "further": further}}
     return card
 
 
@@ -237,13 +239,3 @@ def _exported(file: Path) -> Stored:
         reading_of(about),
         about["card"],
     )
-
-
-def digest(weights: Mapping[str, Tensor]) -> str:
-    """32 hexadecimal digits (BLAKE2b) over names, dtypes, shapes and values."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(weights.items()):
-        plain = tensor.detach().cpu().contiguous()
-        found.update(f"{name}\0{plain.dtype}\0{list(plain.shape)}\n".encode())
-        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()

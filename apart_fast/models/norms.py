@@ -40,22 +40,19 @@ class BatchCounters:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Within: the layers' calls are counted on the host; at the end, all counters are moved at once.
-
-        The model's state_dict lacks the counters until then.
-        """
+        """Within: the layers' calls are counted on the host; at the end, all counters are moved at once."""
         if is_compiled(self._model):
             yield
             return
         kept = [(m, counter, _Calls()) for m in self._norms if (counter := m._buffers.get(_COUNTER)) is not None]
         for norm, _, calls in kept:
-            norm._buffers[_COUNTER] = calls  # type: ignore[assignment]
+            vars(norm)[_COUNTER] = calls  # found before the buffer, which stays among the buffers
         try:
             yield
         finally:
             by_calls: dict[int, list[Tensor]] = {}
             for norm, counter, calls in kept:
-                norm._buffers[_COUNTER] = counter
+                del vars(norm)[_COUNTER]
                 by_calls.setdefault(calls.calls, []).append(counter)
             for number, counters in by_calls.items():
                 if number:

@@ -4,7 +4,7 @@ What needs torch, a device or data is checked where the work begins, with the sa
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from copy import copy
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,7 +38,8 @@ def begin(config: TrainConfig, processes: int = 1) -> tuple[RunFolder, TrainConf
     if config.resume == AUTO:
         if config.out is None:
             raise UserError("--resume auto needs --out, the folder of the run that it begins or goes on with")
-        config = replace(config, resume=config.out if is_file(config.out / "config.json") else None)
+        config = copy(config)  # with what was given
+        config.resume = config.out if is_file(config.out / "config.json") else None
     resumes = config.resume is not None
     if resumes and config.dry_run:
         raise UserError("--dry-run tries a run before it begins, and this one has begun: leave it out")

@@ -5,8 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from apart_fast.evaluation.caution import cautions
+from apart_fast.runs import checkpoint
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
+from apart_fast.runs.judged import fitting
 from apart_fast.runs.reading import Run
 from apart_fast.runs.unused import unused
 from apart_fast.step.methods import get_method
@@ -25,6 +27,7 @@ def write_card(folder: RunFolder, config: TrainConfig) -> Path:
     """
     run = Run.of(folder, config)
     summary = run.summary
+    further = _further(folder, config.dataset) if run.evaluation else None
     method, idle = get_method(config.method), unused(config)
     card = {
         "model": {
@@ -51,16 +54,23 @@ def write_card(folder: RunFolder, config: TrainConfig) -> Path:
             "threat_model": f"L-inf ball of radius {config.eval_eps}, white-box",
             "selection": f"best.pt: epoch {summary['best']['epoch']}, chosen by {summary['best']['by']}",
             "test": summary.get("test", {}),
-            "further": run.evaluation or None,
+            "further": further,
         },
         "caveats": [
-            *_cautions(summary.get("test"), run.evaluation),
+            *_cautions(summary.get("test"), further or {}),
             "accuracy under PGD is an upper bound of the robust accuracy; AutoAttack is tighter where it was run",
             "nothing is known about other norms, larger radii or other data",
         ],
         "environment": run.environment or None,
     }
     return folder.write("card.json", card)
+
+
+def _further(folder: RunFolder, dataset: str) -> dict | None:
+    """evaluation.json, if it is of weights that are there."""
+    states = [checkpoint.load(file) for file in (folder.last, folder.best) if file.is_file()]
+    networks = [weights for state in states for weights in (state["model"], state.get("average")) if weights]
+    return fitting(folder, networks, dataset)
 
 
 def _cautions(test: object, evaluation: dict) -> list[str]:

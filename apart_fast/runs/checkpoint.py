@@ -29,7 +29,7 @@ from apart_fast.runs.states import FORMAT, Ours, Pictured, unfit, unsound
 
 MAPPED_FROM = 2**31  # bytes
 _NOT_OF_THE_FILE = {  # errno of what says nothing of its contents
-    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENXIO),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT),
 }
 
@@ -259,6 +259,11 @@ def check_data(
     return replace(data, train=train, test=test, classes=[data.classes[place] for place in places])
 
 
+def weights_of(state: dict, average: bool = True) -> dict[str, Tensor]:
+    """The weights in a checkpoint; `average`: the averaged ones where there are some."""
+    return (average and state.get("average")) or state["model"]
+
+
 def load_model(model: nn.Module, weights: dict, path: str | os.PathLike) -> None:
     """Load weights into a model, all or nothing.
 
@@ -310,7 +315,7 @@ def load_network(
     """
     if not isinstance(source, dict):
         name, source = source, load(source)
-    description, weights = source["description"], (average and source.get("average")) or source["model"]
+    description, weights = source["description"], weights_of(source, average)
     model = build_model(**description).to(device).to(memory_format=torch.channels_last)
     load_model(model, weights, name)
     pixels = torch.zeros(2, *description["image_size"], description["in_channels"], device=device)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -208,13 +208,14 @@ class TrainConfig(DataSettings):
     resume: Path | None = None
     """Go on with the run in this folder, from its last checkpoint; auto: with that in --out if it has begun, else begin
     it there (for torchrun --max-restarts and queues that preempt). Its settings hold; only --data-dir,
-    --cache-dir, --download, --device, --kernels, --workers and --progress may differ (their default values count as
-    not given)."""
+    --cache-dir, --download, --device, --kernels, --workers and --progress may differ."""
     checkpoint_every: int | None = None
     """Epochs between checkpoints of the whole state. None: by time, so that they take at most about 2 % of the
     training: after an epoch, and in a long one every two minutes. Also at the end, on SIGTERM, SIGHUP and Ctrl-C."""
     keep_weights: int = 0
     """Keep the weights of every so many epochs as weights/epoch-0007.pt, for `apart-fast analyze`. 0: none."""
+
+    given: ClassVar[frozenset[str]] = frozenset()  # fields that words or a file named, whatever their values
 
     @classmethod
     def of(cls, recipe: str, **settings: Any) -> "TrainConfig":
@@ -264,8 +265,8 @@ class TrainConfig(DataSettings):
         Raises:
             UserError: `self` sets something that a resumed run cannot change.
         """
-        fresh = TrainConfig.of(self.recipe)
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(fresh, f.name)}
+        fresh, values = TrainConfig.of(self.recipe), {f.name: getattr(self, f.name) for f in fields(self)}
+        given = {name: v for name, v in values.items() if name in self.given or v != getattr(fresh, name)}
         if self.recipe not in (saved.recipe, "paper"):
             given["recipe"] = self.recipe
         for name in ("resume", "config"):  # what the file says is compared

@@ -105,12 +105,12 @@ def _state_dicts(value: Any, depth: int = 2) -> Iterator[dict[str, Tensor]]:
     """Dictionaries of tensors by name, in `value` and its entries."""
     if not isinstance(value, dict):
         return
+    if depth:  # first: beside them may lie tensors too, such as accuracies
+        for name in (name for name in ENTRIES if name in value):
+            yield from _state_dicts(value[name], depth - 1)
     tensors = {name: item for name, item in value.items() if isinstance(name, str) and isinstance(item, Tensor)}
     if len(tensors) > 1 or (tensors and len(value) == 1):
         yield tensors
-    elif depth:
-        for name in (name for name in ENTRIES if name in value):
-            yield from _state_dicts(value[name], depth - 1)
 
 
 def _read_torch(file: Path) -> Any:

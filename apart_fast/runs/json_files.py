@@ -41,9 +41,10 @@ class Judged(TypedDict):
 
 
 class Evaluation(Judged):
-    """evaluation.json."""
+    """evaluation.json; `weights`: the digest of those that were judged."""
 
     checkpoint: NotRequired[str]
+    weights: NotRequired[str]
     dataset: NotRequired[str]
     environment: NotRequired[dict[str, Any]]
 

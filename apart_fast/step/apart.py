@@ -126,6 +126,7 @@ class Apart(StepSizesAtHand):
         self.image_shape = tuple(image_shape)
         check_parameters(model, dtype)
         self.device = next(model.parameters()).device
+        seed = int(seed)  # torch takes none of numpy's
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
         self.points = None
@@ -181,7 +182,8 @@ class Apart(StepSizesAtHand):
         Args:
             images: uint8 [M, H, W, C] on the model's device: the batch, or with `rows` any tensor that holds it.
             labels: int64 [B].
-            indices: int64 [B], rows of the memory, each at most once; needed by methods that remember.
+            indices: int64 [B], rows of the memory, each at most once; needed by methods that remember. On the model's
+                device, or with `omega_device` "host" or "disk" also on the CPU.
             rows: int64 [B], rows of `images`; None: 0..B-1.
             offsets: int64 [B, 2], (top, left) of the crop in the padded image, 0..2*padding; None: drawn.
             flips: bool [B], horizontal flip after the crop; None: drawn.
@@ -288,7 +290,8 @@ class Apart(StepSizesAtHand):
     def _check(self, images: Tensor, labels: Tensor, **each: Tensor | None) -> None:
         check_trainable(self.model)
         self._epochs.check_told()
-        check_batch(images, labels, self.image_shape, self.padding, self.device, self.loss.classes, **each)
+        host = self.memory is not None and self.memory.host_indices
+        check_batch(images, labels, self.image_shape, self.padding, self.device, self.loss.classes, host, **each)
 
     def _draw(
         self, n: int, indices: Tensor | None, rows: Tensor | None, offsets: Tensor | None, flips: Tensor | None

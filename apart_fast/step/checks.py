@@ -120,6 +120,7 @@ def check_batch(
     padding: int,
     device: torch.device,
     classes: int | None = None,
+    host_indices: bool = False,
     **each: Tensor | None,
 ) -> None:
     """Refuse what a kernel would read beside the tensors with (shapes, dtypes, offsets, rows), and labels of no class.
@@ -127,16 +128,20 @@ def check_batch(
     Args:
         images: uint8 [M, *image_shape]; labels: int64 [B]; both on `device`.
         classes: how many there are; None: not known yet.
+        host_indices: `indices` may be on the CPU too.
         each: the tensors `indices`, `rows`, `offsets` and `flips` of `Apart.step`, or None for those not given.
 
     Raises:
         ValueError: another shape, dtype or device, or nothing in the batch.
         IndexError: a label, offset or row that is out of range (see `refuse_unless`).
     """
-    for name, given in (("labels", labels), ("images", images)):
+    for name, given in (("labels", labels), ("images", images), *each.items()):
+        if given is None and name in each:
+            continue
         if not isinstance(given, Tensor):
             raise ValueError(f"{name} are a {type(given).__name__}: give a tensor")
-        if given.device != device:
+        on_host = name == "indices" and host_indices and given.device.type == "cpu"
+        if given.device != device and not on_host:
             raise ValueError(f"{name} are on {given.device}, the model on {device}: move them there")
     if labels.ndim != 1 or labels.dtype != torch.int64:
         raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}: give int64 [B]")

@@ -41,10 +41,13 @@ class Memory:
             the device; torch.float16 (off by at most 2.5e-4), float32, float64, or int8 (x 127, off by at most 4e-3).
 
     Attributes:
+        host_indices: whether indices may be on the CPU while the store is not.
         store: what the kernels index by `rows`.
         device: where the store lies.
         nbytes: size of all rows.
     """
+
+    host_indices = False
 
     def __init__(self, store: Tensor):
         self.store, self.device, self.nbytes = store, store.device, store.nbytes

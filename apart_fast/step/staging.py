@@ -37,6 +37,8 @@ class StagedMemory(Memory):
         announce: called with the numbers of rows (int64 [B]) that will be read next.
     """
 
+    host_indices = True
+
     def __init__(self, home: Tensor, device: torch.device, announce: Callable[[np.ndarray], None] = lambda rows: None):
         super().__init__(home.new_empty(0, *home.shape[1:], device=device))
         self.nbytes = home.nbytes

@@ -39,14 +39,14 @@ class WeightStep:
         grads = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
         grads = whole.mean(grads, like=weights)
         before = [w.detach().clone() for w in weights]
-        with torch.no_grad():
-            for w, g in zip(weights, grads, strict=True):
-                size = g.norm()
-                # an overflow under float16 moves nothing: running statistics would not recover
-                fine = (size > 0) & size.isfinite()
-                w.add_(torch.where(fine, g * (self._gamma * w.norm() / size), 0.0))
-        torch.clear_autocast_cache()  # it holds casts of the weights where they were
         try:
+            with torch.no_grad():
+                for w, g in zip(weights, grads, strict=True):
+                    size = g.norm()
+                    # an overflow under float16 moves nothing: running statistics would not recover
+                    fine = (size > 0) & size.isfinite()
+                    w.add_(torch.where(fine, g * (self._gamma * w.norm() / size), 0.0))
+            torch.clear_autocast_cache()  # it holds casts of the weights where they were
             yield
         finally:
             with torch.no_grad():

@@ -27,7 +27,7 @@ class Accumulation:
         params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         # made now: within a CUDA graph they would be made, and be 0, in each step
         self._sums = {p: torch.zeros_like(p, memory_format=torch.preserve_format) for p in [*params, sizes.values]}
-        self._with: list[Tensor] = []  # those that have gradients
+        self._with: dict[Tensor, None] = {}  # those that have gradients, of any batch since the last update
         self._images = self._batches = 0
 
     @property
@@ -37,9 +37,9 @@ class Accumulation:
 
     def add(self, images: int) -> None:
         """Add the gradients that a step has left of so many images."""
-        self._with = [p for p in self._sums if p.grad is not None]
-        grads = [p.grad for p in self._with if p.grad is not None]
-        torch._foreach_add_([self._sums[p] for p in self._with], grads, alpha=images)
+        found = [(p, p.grad) for p in self._sums if p.grad is not None]
+        self._with = dict.fromkeys([*(() if self.empty else self._with), *(p for p, _ in found)])
+        torch._foreach_add_([self._sums[p] for p, _ in found], [grad for _, grad in found], alpha=images)
 
     def full(self, images: int, last: bool) -> bool:
         """Count a batch of so many images; whether an update is due, as after the `last` batch of an epoch."""

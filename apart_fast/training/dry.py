@@ -14,7 +14,7 @@ import torch
 
 from apart_fast.errors import UserError
 from apart_fast.evaluation.judge import describe
-from apart_fast.files import lock, remove_abandoned, telling
+from apart_fast.files import TEMPORARY, lock, remove_abandoned, telling
 from apart_fast.graphs import WARM_UP
 from apart_fast.loaders import Dataset, subset
 from apart_fast.loaders.datasets.derived import FOLDER
@@ -178,8 +178,8 @@ def _temporary(parent: Path) -> Iterator[Path]:
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     with telling(parent):
         parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(parent, f"{NAME}*.tmp")
-        place = Path(tempfile.mkdtemp(prefix=NAME, suffix=".tmp", dir=parent))
+        remove_abandoned(parent, f"{NAME}*{TEMPORARY}")
+        place = Path(tempfile.mkdtemp(prefix=NAME, suffix=TEMPORARY, dir=parent))
     handle = os.open(place, os.O_RDONLY)
     try:
         lock(handle, place)

@@ -9,7 +9,7 @@ import torch
 
 from apart_fast.device import keep_freed_memory, pick_device
 from apart_fast.errors import Interrupted, Stopped, UserError
-from apart_fast.files import held
+from apart_fast.files import check_writable, held
 from apart_fast.loaders import Dataset, load_dataset
 from apart_fast.measure import profiling
 from apart_fast.parallel.world import World
@@ -34,7 +34,7 @@ def train(asked: TrainConfig, us: World | None = None) -> tuple[dict, Path]:
         UserError, Stopped: see `Trainer.run`.
     """
     us, state = us or World(), None
-    folder, config, resumed = us.of_first(lambda: begin(asked, us.size))
+    folder, config, resumed = us.of_first(lambda: _begin(asked, us.size))
     if config.profile and us.size > 1:
         raise UserError("--profile measures one process: start it without torchrun")
     config = replace(config, progress=config.progress and us.first)
@@ -66,6 +66,13 @@ def train(asked: TrainConfig, us: World | None = None) -> tuple[dict, Path]:
             profiling.run(trainer)
             return {}, folder.path
         return trainer.run(), folder.path
+
+
+def _begin(asked: TrainConfig, processes: int) -> tuple[RunFolder, TrainConfig, bool]:
+    folder, config, resumed = begin(asked, processes)
+    if not resumed:  # before data is decoded for hours
+        check_writable(folder.path / "config.json" if folder.path.exists() else folder.path)
+    return folder, config, resumed
 
 
 @contextmanager
@@ -118,7 +125,7 @@ def load_data(config: TrainConfig, asked: TrainConfig) -> Dataset:
             reading=config.reading,
         )
     except UserError as error:
-        if asked.resume is None or asked.data_dir != TrainConfig.data_dir:
+        if asked.resume is None or "data_dir" in asked.given or asked.data_dir != TrainConfig.data_dir:
             raise
         raise UserError(
             f"{error}; the run was begun with --data-dir {config.data_dir}: where its data lies elsewhere, "

@@ -14,7 +14,7 @@ from apart_fast.errors import UserError
 from apart_fast.files import lock
 from apart_fast.loaders.datasets.table import KnownSet
 
-FETCHING = ".fetching-"  # how names of folders begin into which something is fetched
+FETCHING = ".apart_fast.fetching-"  # how names of folders begin into which something is fetched
 _TIMEOUT = 10.0  # seconds without an answer after which a download is given up
 
 

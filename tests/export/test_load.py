@@ -12,9 +12,13 @@ import torch
 import apart_fast
 from apart_fast import UserError, build_model, load
 from apart_fast.export.settings import ExportConfig
+from apart_fast.export.stored import read_network
 from apart_fast.export.write import export_network
 from apart_fast.runs import checkpoint
-from tests.export.made_runs import STATISTICS, pixels, trained
+from apart_fast.runs.card import write_card
+from apart_fast.runs.folder import RunFolder
+from apart_fast.runs.judged import digest
+from tests.export.made_runs import STATISTICS, judged, pixels, trained
 from tests.runs.states import DESCRIPTION, training, weights
 
 needs_safetensors = pytest.mark.skipif(find_spec("safetensors") is None, reason="safetensors is not installed")
@@ -59,6 +63,49 @@ def test_a_run_that_went_on_has_no_card_of_its_weights(run, tmp_path):
     checkpoint.save(folder / "best.pt", weights())
     assert load(folder).card == {}
     assert load(folder / "last.pt").card
+
+
+def further(run, file, **changed):
+    """The figures of what `evaluate` has written of a checkpoint, in a card for it alone; and in the run's own card."""
+    state = checkpoint.load(run / file)
+    found = {"checkpoint": str(run / file), "weights": digest(checkpoint.weights_of(state)), "dataset": "folder"}
+    found = {name: value for name, value in {**found, **changed}.items() if value is not None}
+    (run / "evaluation.json").write_text(json.dumps(judged(0.3, 0.1) | found))
+    write_card(*RunFolder.open(run))
+    inside = json.loads((run / "card.json").read_text())["evaluation"]["further"]
+    return read_network(run / file).public_card["evaluation"]["further"], inside
+
+
+@pytest.mark.parametrize("file", ["best.pt", "last.pt"])
+def test_an_evaluation_of_these_weights_and_data_is_among_the_figures(run, tmp_path, file):
+    run = shutil.copytree(run, tmp_path / "run")
+    assert all(one["attacks"]["clean"]["accuracy"] == 0.3 for one in further(run, file))
+    (run / "evaluation.json").unlink()  # the card has it
+    assert read_network(run / file).public_card["evaluation"]["further"]
+    other = "best.pt" if file == "last.pt" else "last.pt"
+    assert read_network(run / other).public_card["evaluation"]["further"] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"weights": "0" * 32}, "is of other weights"),  # the run went on
+        ({"dataset": "cifar10"}, r"was made on other data \(cifar10\)"),
+        ({"weights": None}, "was written by a version that did not say"),
+    ],
+)
+def test_an_evaluation_of_other_weights_or_data_is_left_out(run, tmp_path, changed, why):
+    run = shutil.copytree(run, tmp_path / "run")
+    with pytest.warns(UserWarning, match=f"an evaluation of best.pt in .*run {why}.*left out"):
+        assert further(run, "best.pt", **changed) == (None, None)
+
+
+def test_weights_that_are_no_average_are_not_credited_to_it(run, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
+    own = digest(checkpoint.load(run / "last.pt")["model"])
+    with pytest.warns(UserWarning, match="is of other weights"):
+        alone, inside = further(run, "last.pt", weights=own)
+    assert alone is None and inside["weights"] == own  # the run's card has both networks
 
 
 def test_a_damaged_last_checkpoint_has_one_before_it(run, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 CLOCK = {"seconds", "images_per_second", "train_seconds", "joules", "epoch_seconds", "date", "command", "commit"}
 MADE_BY_DATE = re.compile(r"tensorboard/.*|report\.html|.*\.png")
-LEFTOVER = re.compile(r".*\.tmp|.*\.tmp\..*|\.fetching-.*|\..*\.part")
+LEFTOVER = re.compile(r".*\.tmp|.*\.tmp\..*|\.apart_fast\.fetching-.*|\..*\.part")
 
 
 def digests(file: str) -> dict[str, str] | None:

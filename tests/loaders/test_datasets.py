@@ -177,8 +177,8 @@ def test_idx_files_that_are_not_what_they_say(how, untouched):
 
 def test_half_of_a_download_that_was_killed_is_removed(tmp_path, any_checksum):
     images = write_cifar(tmp_path)
-    (tmp_path / ".fetching-abcd").mkdir()
-    (tmp_path / ".fetching-abcd" / "half.tar.gz").touch()
+    (tmp_path / ".apart_fast.fetching-abcd").mkdir()
+    (tmp_path / ".apart_fast.fetching-abcd" / "half.tar.gz").touch()
     assert np.array_equal(load_dataset("cifar10", tmp_path).train.images, images)
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-py"]
 
@@ -234,7 +234,7 @@ def test_cifar10_from_the_archive(tmp_path, any_checksum, offline):
         archive.add(tmp_path / "elsewhere" / "cifar-10-batches-py", "cifar-10-batches-py")
     before = snapshot(tmp_path)
     assert np.array_equal(load_dataset("cifar10", tmp_path).train.images, images)
-    assert before.items() <= snapshot(tmp_path).items() and not list(tmp_path.glob(".fetching-*"))
+    assert before.items() <= snapshot(tmp_path).items() and not list(tmp_path.glob(".apart_fast.fetching-*"))
 
 
 def test_half_downloaded_cifar10(untouched, offline):

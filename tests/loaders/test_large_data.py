@@ -368,7 +368,12 @@ def test_leftovers_of_every_kind_are_removed(kind, tmp_path):
     make_folder(tmp_path / "data")
     cache = tmp_path / "cache"
     cache.mkdir()
-    left = [".images-x.npy.a.tmp", ".images-x.npy.json.a.tmp", ".train-x.beton.a.tmp", ".train-x.beton.json.a.tmp"]
+    left = [
+        ".images-x.npy.a.apart_fast.tmp",
+        ".images-x.npy.json.a.apart_fast.tmp",
+        ".train-x.beton.a.apart_fast.tmp",
+        ".train-x.beton.json.a.apart_fast.tmp",
+    ]
     for name in left:
         (cache / name).touch()
     if kind == "folder":

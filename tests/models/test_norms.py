@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from apart_fast import Apart
 from apart_fast.models.norms import BatchCounters
@@ -38,6 +40,30 @@ def test_counters_end_as_torchs_own():
     assert mine[1].num_batches_tracked == 4 and mine[-1].num_batches_tracked == 0
     for (name, a), b in zip(mine.state_dict().items(), theirs.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+class LooksAtItsBuffers(nn.Sequential):
+    def forward(self, x):
+        assert all(isinstance(b, torch.Tensor) for b in self.buffers()) and self.state_dict()
+        return super().forward(x)
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, DistributedDataParallel, nn.DataParallel])
+def test_the_buffers_stay_tensors_within_a_step(wrap, one_rank):
+    """DDP sends them before each forward."""
+    model = LooksAtItsBuffers(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    apart = Apart(wrap(model), 4, (8, 8, 3), padding=0, method="pgd-2")
+    images = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
+    apart.step(images, torch.tensor([0, 1, 2, 0]))
+    assert model[1].num_batches_tracked == 3 and "num_batches_tracked" not in vars(model[1])
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_after_an_error_the_counters_are_back():

@@ -122,12 +122,12 @@ def test_gone_while_a_file_is_written(tmp_path):
 
 
 def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
-    for name in (".report.html.abc.tmp", ".report.html.x.tmp", ".other.html.abc.tmp"):
+    for name in (".report.html.abc.apart_fast.tmp", ".report.html.x.apart_fast.tmp", ".other.html.abc.apart_fast.tmp"):
         (tmp_path / name).write_text("half")
     with atomic_path(tmp_path / "report.html") as temporary:
         temporary.write_text("whole")
         atomic_write(tmp_path / "report.html", "another's")  # does not take the one in use for a leftover
-    assert {path.name for path in tmp_path.iterdir()} == {"report.html", ".other.html.abc.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", ".other.html.abc.apart_fast.tmp"}
     assert (tmp_path / "report.html").read_text() == "whole"
     remove_abandoned(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"report.html"}
@@ -135,7 +135,7 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
 
 def test_an_owner_removes_what_killed_ones_left(tmp_path):
     (tmp_path / "weights").mkdir()
-    for name in (".config.json.12.tmp", "weights/.epoch-0001.pt.abc.tmp"):
+    for name in (".config.json.12.apart_fast.tmp", "weights/.epoch-0001.pt.abc.apart_fast.tmp"):
         (tmp_path / name).write_text("half")
     with RunFolder(tmp_path).owned():
         assert {path.name for path in tmp_path.rglob("*")} == {LOCK, "weights"}

@@ -20,8 +20,10 @@ from apart_fast.report.pictures import COLOURS, curves_figure
 from apart_fast.report.settings import ReportConfig
 from apart_fast.report.text import duration, percent, scaled
 from apart_fast.report.write import run, write_report
+from apart_fast.runs import checkpoint
 from apart_fast.runs.card import write_card
 from apart_fast.runs.folder import RunFolder
+from apart_fast.runs.judged import digest
 from apart_fast.runs.reading import read_runs
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
@@ -329,6 +331,8 @@ def test_a_figure_that_is_no_measure_is_marked_on_page_and_card(own, tmp_path):
         report["attacks"]["pgd-20"] |= {"correct": 7, "gradient_not_finite": 4, "gradient_zero": 2}
     change(own / "summary.json", test=summary["test"])
     found = summary["test"]["last"] | {"logits_nan": 3, "cautions": [], "environment": {}}
+    found |= {"checkpoint": "best.pt", "dataset": "folder"}
+    found["weights"] = digest(checkpoint.load(own / "best.pt")["model"])
     (own / "evaluation.json").write_text(json.dumps(found))
     words = "no measure of robustness: of 7 images that stand, 6 had no gradient to follow (4 not finite, 2 all zero)"
     (own / "card.json").unlink()

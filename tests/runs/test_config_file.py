@@ -145,3 +145,43 @@ def test_a_resumed_run_takes_the_same_file_and_no_other_settings(tmp_path, write
     config = settings_of(["--config", path, "--resume", "x"], monkeypatch)
     with pytest.raises(UserError, match="a resumed run keeps its settings: leave out --lr"):
         config.resumed(saved)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--data-dir", "data"], "data_dir", Path("data")),
+        (["--data_dir=data"], "data_dir", Path("data")),
+        (["--download"], "download", True),
+        (["--progress"], "progress", True),
+    ],
+)
+def test_a_default_that_is_named_counts_in_a_resumed_run(words, name, value, tmp_path, monkeypatch):
+    saved = TrainConfig(out=tmp_path, data_dir=Path("/old"), download=False, progress=False, epochs=60, seed=3)
+    config = settings_of(["--resume", tmp_path, *words], monkeypatch)
+    assert config.resumed(saved) == replace(saved, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--epochs", "30"], "--epochs"),
+        (["--seed=0"], "--seed"),
+        (["--recipe", "paper"], "--recipe"),
+        (["--no-amp"], "--amp"),
+    ],
+)
+def test_a_default_that_is_named_must_not_change_a_run(words, flag, tmp_path, monkeypatch):
+    saved = TrainConfig.of("small", out=tmp_path, epochs=60, seed=3, amp=True)
+    config = settings_of(["--resume", tmp_path, *words], monkeypatch)
+    with pytest.raises(UserError, match=f"keeps its settings: leave out {flag}"):
+        config.resumed(saved)
+
+
+def test_a_default_that_a_file_names_counts_in_a_resumed_run(tmp_path, write, monkeypatch):
+    saved = TrainConfig(out=tmp_path, data_dir=Path("/old"), lr=0.1)
+    path = write("data-dir: data")
+    assert settings_of(["--config", path, "--resume", "x"], monkeypatch).resumed(saved).data_dir == Path("data")
+    path = write("lr: 0.2")
+    with pytest.raises(UserError, match="leave out --lr"):
+        settings_of(["--config", path, "--resume", "x"], monkeypatch).resumed(saved)

@@ -61,6 +61,25 @@ def test_parts_of_a_batch_make_its_step_in_float64():
     assert made[0][-2][0] != 1e-2
 
 
+def test_a_layer_that_only_some_batches_call_keeps_its_gradient():
+    """Layers are dropped at random in some networks: the batch that called one need not be the last."""
+    model = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1), nn.Linear(2, 1)])
+    apart = Apart(Plain(3), 4, (12, 12, 3))
+    accumulation = Accumulation(2, model, apart.sizes)
+    for called, next_called in (((0, 1), (1,)), ((1,), (0,))):
+        for layers in (called, next_called):
+            model.zero_grad()
+            sum(model[i](torch.ones(1, 2)).sum() for i in layers).backward()
+            accumulation.add(3)
+            accumulation.full(3, last=False)
+        accumulation.take_means()
+        for i, layer in enumerate(model):
+            calls = (i in called) + (i in next_called)
+            assert (layer.weight.grad is None) if not calls else torch.all(layer.weight.grad == calls / 2)
+        accumulation.clear()
+        assert all(p.grad is None for p in model.parameters())
+
+
 def train(words, code=0):
     with pytest.raises(SystemExit) as end:
         main(["train", *map(str, words)])

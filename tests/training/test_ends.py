@@ -86,13 +86,26 @@ def test_a_resumed_run_completes_what_a_killed_one_left(begun, monkeypatch):
 
     (begun.path / "environment.json").unlink()
     (begun.path / "weights").mkdir()
-    for name in (".config.json.12.tmp", ".last.pt.abc.tmp", "weights/.epoch-0001.pt.abc.tmp"):
+    for name in (
+        ".config.json.12.apart_fast.tmp",
+        ".last.pt.abc.apart_fast.tmp",
+        "weights/.epoch-0001.pt.abc.apart_fast.tmp",
+    ):
         (begun.path / name).write_text("half")
     monkeypatch.setattr(run_module, "Trainer", refuse)
     monkeypatch.setattr(run_module, "load_dataset", lambda *_, **__: None)
     run("train", "--resume", begun.path, code=2)
     assert {path.name for path in begun.path.rglob("*")} == {"config.json", "environment.json", "weights"}
     assert "torch" in json.loads((begun.path / "environment.json").read_text())
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_data_is_read(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(run_module, "load_dataset", lambda *_, **__: pytest.fail("data was read"))
+    (tmp_path / "file").touch()
+    for out in ("/proc/nothing/run", tmp_path / "file", tmp_path / "file" / "run"):
+        run("train", "--out", out, code=2)
+        assert f"cannot write {out}" in line_of(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_resumed_run_says_how_its_data_is_found(begun, capsys, monkeypatch, tmp_path):

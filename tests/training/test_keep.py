@@ -289,7 +289,7 @@ def deadly(path, state):
     files.append(path)
     if len(files) < int(os.environ["KILL_AT"]):
         return save(path, state)
-    path.with_name(".last.pt.half.tmp").write_bytes(b"half of it")
+    path.with_name(".last.pt.half.apart_fast.tmp").write_bytes(b"half of it")
     os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save = deadly
 main(sys.argv[1:])

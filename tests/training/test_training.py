@@ -105,7 +105,7 @@ def test_killed_in_mid_epoch_and_resumed_gives_the_same_bits(finished, settings,
     assert (
         checkpoint.load(out / "last.pt")["progress"]["epoch"] if (out / "last.pt").exists() else None
     ) == epochs_done
-    (out / ".last.pt.killed.tmp").write_bytes(b"half a checkpoint")
+    (out / ".last.pt.killed.apart_fast.tmp").write_bytes(b"half a checkpoint")
     run("train", "--resume", out)
     assert_same_run(out, finished)
     assert not list(out.glob(".*.tmp"))
