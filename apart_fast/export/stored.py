@@ -22,9 +22,7 @@ from apart_fast.runs.checkpoint import Damaged
 from apart_fast.runs.folder import RunFolder
 from apart_fast.runs.json_files import Object, parse, read_if_there, reading, short
 from apart_fast.runs.judged import digest, fitting
-from apart_fast.runs.states import Count, Description, unsound
-
-KEY = "apart_fast"  # of the metadata of what is exported
+from apart_fast.runs.states import EXPORTED, Count, Description, unsound
 
 
 class About(TypedDict):
@@ -209,7 +207,7 @@ def _exported(file: Path) -> Stored:
     advice = "export it again"
     try:
         with reading(file), safe_open(file, framework="pt") as opened:
-            said = (opened.metadata() or {}).get(KEY)
+            said = (opened.metadata() or {}).get(EXPORTED)
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (it is no dictionary)
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise Damaged(f"{file} is damaged or no safetensors file ({short(ValueError(error))}): {advice}") from error

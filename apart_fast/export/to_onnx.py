@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from apart_fast.errors import UserError
-from apart_fast.export.stored import KEY, Stored
+from apart_fast.export.stored import Stored
 from apart_fast.export.tracing import BATCH, traced
+from apart_fast.runs.states import EXPORTED
 
 _LARGEST = 2**31 - 2**20  # bytes of the weights: a protobuf message has at most 2 GiB
 
@@ -31,7 +32,7 @@ def contents(stored: Stored, licence: str) -> dict[str, bytes]:
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         del part.metadata_props[:]  # where this installation lies is nobody's business
     entry = proto.metadata_props.add()
-    entry.key, entry.value = KEY, stored.about(licence)
+    entry.key, entry.value = EXPORTED, stored.about(licence)
     return {"": proto.SerializeToString()}
 
 

@@ -11,8 +11,9 @@ from apart_fast.export.card_page import card_page
 from apart_fast.export.find import WEIGHTS
 from apart_fast.export.opening import SOURCE, open_source
 from apart_fast.export.source import network_source
-from apart_fast.export.stored import KEY, Stored
+from apart_fast.export.stored import Stored
 from apart_fast.files import to_json
+from apart_fast.runs.states import EXPORTED
 
 _USE = """\
 With torch and safetensors alone, in this folder:
@@ -51,7 +52,7 @@ def contents(stored: Stored, licence: str) -> dict[str, bytes]:
     version: str = apart_fast.__version__
     source = network_source(stored.description, stored.classes, stored.title, version, WEIGHTS)
     config = {
-        "model_type": KEY,
+        "model_type": EXPORTED,
         "architectures": [stored.description["name"]],
         "architecture": stored.description,
         "num_labels": len(stored.classes),
@@ -71,7 +72,7 @@ def contents(stored: Stored, licence: str) -> dict[str, bytes]:
     }
     use = _USE.format(channels=channels, height=height, width=width)
     return {
-        WEIGHTS: save(weights, metadata={KEY: stored.about(licence)}),
+        WEIGHTS: save(weights, metadata={EXPORTED: stored.about(licence)}),
         SOURCE: source.encode(),
         "config.json": to_json(config).encode(),
         "README.md": card_page(stored, licence, use).encode(),

@@ -8,8 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from apart_fast.export.stored import KEY, Stored
+from apart_fast.export.stored import Stored
 from apart_fast.export.tracing import BATCH, traced
+from apart_fast.runs.states import EXPORTED
 
 
 def contents(stored: Stored, licence: str) -> dict[str, bytes]:
@@ -22,7 +23,7 @@ def contents(stored: Stored, licence: str) -> dict[str, bytes]:
     for node in program.graph.nodes:  # where this installation lies is nobody's business
         node.meta.pop("stack_trace", None)
     memory = io.BytesIO()
-    torch.export.save(program, memory, extra_files={f"{KEY}.json": stored.about(licence)})
+    torch.export.save(program, memory, extra_files={f"{EXPORTED}.json": stored.about(licence)})
     return {"": memory.getvalue()}
 
 

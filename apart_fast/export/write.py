@@ -14,9 +14,10 @@ from apart_fast.export.comparing import Compared, compare
 from apart_fast.export.formats import FORMATS, Format
 from apart_fast.export.images import find_images
 from apart_fast.export.settings import ExportConfig
-from apart_fast.export.stored import KEY, Stored, read_network
+from apart_fast.export.stored import Stored, read_network
 from apart_fast.files import atomic_folder, atomic_path, telling
 from apart_fast.runs.outputs import Kind, check_output
+from apart_fast.runs.states import EXPORTED
 
 
 def export_network(config: ExportConfig) -> tuple[Stored, Path, Compared, str]:
@@ -49,7 +50,7 @@ def check_place(out: Path, wanted: Format, source: Path) -> None:
         UserError: something else lies there, or it cannot be written.
     """
     if not wanted.folder:
-        check_output(out, Kind("an exported network", lambda data: KEY.encode() in data), [source])
+        check_output(out, Kind("an exported network", lambda data: EXPORTED.encode() in data), [source])
         return
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there already: remove it, or name another folder with --out")

@@ -4,6 +4,8 @@ A network that calls `view` on its maps takes no such tensor, and one that works
 them; neither need know.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,14 @@ class OwnPixels(nn.Module):
         super().__init__()
         self.model = model
         self.training = model.training
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """The model's own, without a prefix."""
+        return self.model.state_dict(*args, **options)
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """The model's own, without a prefix."""
+        return self.model.load_state_dict(*args, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] pixels of any layout -> logits."""

@@ -18,7 +18,7 @@ _SHAPE = ("channels, but got", "mat1 and mat2 shapes", "Kernel size can't be gre
 def trial_of_training(model: nn.Module) -> Iterator[None]:
     """Within: all modules are in training mode. Buffers, modes and random states are as before afterwards."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = {buffer.device for buffer, _ in buffers if buffer.is_cuda}
+    devices = {tensor.device for tensor in (*model.buffers(), *model.parameters()) if tensor.is_cuda}
     with torch.random.fork_rng(devices), switched(model, training=True):
         try:
             yield

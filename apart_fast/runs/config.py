@@ -81,7 +81,7 @@ class TrainConfig(DataSettings):
     test_images: int | None = None
     """Judge on a fixed subset of so many test images. None: all of them."""
     flip: bool | None = None
-    """Random horizontal flips. None: as the data set allows (not for digits)."""
+    """Random horizontal flips. None: of all data sets but svhn (mirrored digits are other signs)."""
     padding: int | None = None
     """Grey pixels on each side before the random crop. None: the released 4 up to 32 pixels, an eighth of the shorter
     side of larger images (8 of 64)."""

@@ -17,9 +17,9 @@ from torch import Tensor
 from apart_fast.errors import UserError
 from apart_fast.runs import checkpoint
 from apart_fast.runs.begin import find_origin
-from apart_fast.runs.json_files import reading
+from apart_fast.runs.json_files import parse, reading
 from apart_fast.runs.schema import misfit
-from apart_fast.runs.states import Ours, unsound
+from apart_fast.runs.states import EXPORTED, Named, Ours, unsound
 
 # where programs keep a state dict within a checkpoint, in the order in which they are looked at
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "ema")
@@ -57,7 +57,9 @@ def read_origin(path: Path) -> Origin:
     """
     file = find_origin(path)
     if file.suffix == ".safetensors":
-        return origin_of(file, _read_safetensors(file))
+        found = origin_of(file, _read_safetensors(file))
+        found.classes = _exported_classes(file)
+        return found
     value = _read_torch(file)
     if isinstance(value, dict) and misfit(value, Ours) is None:
         state = checkpoint.load(file)
@@ -132,6 +134,18 @@ def _read_torch(file: Path) -> Any:
         ) from error
     except Exception as error:  # zip, tar and pickle each have their own
         raise UserError(f"{file} is damaged or no file of torch.save: use another one") from error
+
+
+def _exported_classes(file: Path) -> list[str] | None:
+    """The names of the classes, in a safetensors file that `apart-fast export` has written."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        said = (opened.metadata() or {}).get(EXPORTED)
+    try:
+        return None if said is None else parse(said.encode(), Named)["classes"]
+    except ValueError:
+        return None
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from apart_fast.runs.schema import Rule, between, misfit
 
 FORMAT = 1
+EXPORTED = "apart_fast"  # of the metadata of exported files: what says what they are
 MANY = 10**9  # more epochs, steps or images than any run has
 _DTYPES = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -65,6 +66,12 @@ class Description:
     image_size: tuple[Size, Size]
     width: Annotated[float, between(1e-3, 1e3)] = 1.0
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+class Named(TypedDict):
+    """What is said of its network in an exported file, as far as another training asks."""
+
+    classes: list[str]
 
 
 class Ours(TypedDict):

@@ -54,6 +54,22 @@ class _Fused:
             del vars(self._relu)["_at"]
 
 
+class _Hook:
+    """A hook of a block point. Copies of its model share it; in a pickled one it does nothing."""
+
+    def __init__(self, function: Callable | None):
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return None if self._function is None else self._function(*arguments)
+
+    def __deepcopy__(self, memo: dict) -> "_Hook":
+        return self
+
+    def __reduce__(self) -> tuple:
+        return _Hook, (None,)
+
+
 def match_points(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, str]]:
     """(submodule name, `input` | `output`) of every point, in the order of `model.named_modules()`.
 
@@ -278,7 +294,6 @@ class BlockPoints:
     def _attach(self, module: nn.Module, side: str, i: int) -> "RemovableHandle | _Fused":
         """Put point i on the module; returns a handle with `remove()`."""
 
-        # plain functions: a deepcopy of the model copies them by reference, bound methods would copy `self`
         def on_input(_module: nn.Module, args: tuple) -> tuple | None:
             came = args[0] if args else _NO_ARGUMENT
             a = self._at(i, came)
@@ -298,8 +313,8 @@ class BlockPoints:
         if self._relus[i] and isinstance(module, nn.ReLU):
             return _Fused(module, lambda z: self._at(i, z))
         if side == "input":
-            return module.register_forward_pre_hook(on_input)
-        return module.register_forward_hook(on_output)
+            return module.register_forward_pre_hook(_Hook(on_input))
+        return module.register_forward_hook(_Hook(on_output))
 
 
 def _is_relu(module: nn.Module, side: str) -> bool:

@@ -5,11 +5,13 @@ import io
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from apart_fast import METHODS, Apart, Method, UserError, build_model, evaluate, get_method
+from apart_fast.models.channels_last import any_layout
 
 SHAPE = (12, 12, 3)
 
@@ -314,6 +316,42 @@ def test_weights_that_are_not_trained_are_not_moved():
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("moved", [0, 2])
+def test_weights_whose_move_is_interrupted_are_as_before(moved, monkeypatch):
+    model, norm, calls = tiny(), torch.Tensor.norm, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2 * moved + 1:  # two norms a tensor
+            raise KeyboardInterrupt
+        return norm(*arguments)
+
+    apart = Apart(model, 6, SHAPE, method="awp-pgd-2")
+    before = [p.detach().clone() for p in model.parameters()]
+    monkeypatch.setattr(torch.Tensor, "norm", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        apart.step(*data())
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["indices", "rows", "offsets", "flips"])
+def test_what_goes_with_a_batch_is_a_tensor_beside_the_model(name):
+    images, labels, indices = data()
+    given = dict(indices=indices, rows=torch.arange(6), offsets=torch.zeros(6, 2).long(), flips=torch.ones(6).bool())
+    apart = Apart(tiny(), 6, SHAPE)
+    with pytest.raises(ValueError, match=f"{name} are on meta, the model on cpu: move them there"):
+        apart.step(images, labels, **{**given, name: given[name].to("meta")})
+    with pytest.raises(ValueError, match=f"{name} are a list: give a tensor"):
+        apart.step(images, labels, **{**given, name: given[name].tolist()})
+
+
+def test_numbers_of_numpy_are_taken():
+    ours, theirs = (
+        Apart(tiny(), kind(6), tuple(map(kind, SHAPE)), padding=kind(2), seed=kind(3)) for kind in (int, np.int64)
+    )
+    assert torch.equal(*(one.step(*data()).loss for one in (ours, theirs)))
+
+
 def test_bad_use_is_told():
     images, labels, indices = data()
     with pytest.raises(UserError, match="'nowhere.*' matches no submodule"):
@@ -442,6 +480,15 @@ def test_a_network_that_views_its_maps_sees_them_as_it_would_alone(amp, weights,
     assert int(model.norm.num_batches_tracked) == 1  # the trial leaves nothing behind
 
 
+def test_a_network_in_its_layout_has_the_names_of_its_own():
+    model = Viewing(3).to(memory_format=torch.channels_last)
+    wrapped = any_layout(model, torch.zeros(2, 3, 12, 12).contiguous(memory_format=torch.channels_last))
+    assert wrapped is not model and list(wrapped.state_dict()) == list(model.state_dict())
+    state = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    wrapped.load_state_dict(state)
+    assert all((t == 1).all() for t in model.state_dict().values())
+
+
 class Overwriting(Own):
     """Normalises its pixels where they lie."""
 
@@ -490,9 +537,10 @@ def test_a_generator_of_another_device_goes_on_with_other_numbers():
     assert torch.equal(*drawn) and not torch.equal(drawn[0], first)
 
 
-def test_a_model_in_training_can_be_saved_whole():
+@pytest.mark.parametrize("points", [None, ["layer*.*.conv1", "layer1:output"]])
+def test_a_model_in_training_can_be_saved_whole(points):
     model = tiny()
-    apart = Apart(model, 6, SHAPE, amp=torch.bfloat16)
+    apart = Apart(model, 6, SHAPE, amp=torch.bfloat16, points=points)
     apart.step(*data())
     file = io.BytesIO()
     torch.save(model, file)

@@ -10,6 +10,8 @@ from torch import nn
 from apart_fast import build_model
 from apart_fast.cli import main
 from apart_fast.errors import UserError
+from apart_fast.export.settings import ExportConfig
+from apart_fast.export.write import export_network
 from apart_fast.models import external
 from apart_fast.runs import checkpoint
 from apart_fast.runs.begin import find_origin
@@ -62,6 +64,7 @@ WRAPPED = {
         "epoch": 9,
         "optimizer": {"state": {0: {"m": w["bn.bias"]}}},
     },
+    "beside accuracies": lambda w: {"state_dict": w, "best_acc1": torch.ones(()), "best_acc5": torch.ones(())},
     "nested": lambda w: {"model": {"state_dict": w}},
     "robustness": robustness,
     "RobustBench": lambda w: {**prefixed(w, "model."), "normalize.mean": torch.rand(1, 3, 1, 1), "mu": torch.rand(3)},
@@ -130,6 +133,19 @@ def test_classes_are_matched_by_their_names(tmp_path, capsys):
     assert torch.equal(found["linear.bias"], weights["linear.bias"][[1, 2, 0]])
     ours(tmp_path / "best.pt", ["cat", "circle", "cross"])
     start(tmp_path)
+    assert "is made anew: it knew other classes (cat, circle, cross)" in capsys.readouterr().out
+
+
+def test_classes_of_an_exported_file_are_matched_by_their_names(tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    weights = ours(tmp_path / "best.pt", ["square", "circle", "cross"])
+    export_network(ExportConfig(tmp_path / "best.pt", "safetensors", out=tmp_path / "there"))
+    found = start(tmp_path / "there")
+    assert torch.equal(found["linear.weight"], weights["linear.weight"][[1, 2, 0]])
+    ours(tmp_path / "best.pt", ["cat", "circle", "cross"])
+    export_network(ExportConfig(tmp_path / "best.pt", "safetensors", out=tmp_path / "others"))
+    capsys.readouterr()
+    start(tmp_path / "others")
     assert "is made anew: it knew other classes (cat, circle, cross)" in capsys.readouterr().out
 
 
