@@ -4,6 +4,7 @@ import ctypes
 import math
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -37,6 +38,20 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device("cuda", device.index or 0)  # torch does not take one without an index as the current one
         torch.cuda.set_device(device)  # streams, graphs and events belong to it
     return device
+
+
+def processes_here() -> int:
+    """How many processes torchrun has started on this host; 1 where it has not."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(int(count), 1) if count.isdecimal() else 1
+
+
+def one_thread(name: str, device: torch.device) -> ThreadPoolExecutor:
+    """A thread that does its jobs in order. What it waits for lies on `device`: a thread that is not told begins with
+    the first GPU, and would open a context there that takes half a GB."""
+    on_gpu = device.type == "cuda"
+    start, arguments = (torch.cuda.set_device, (device,)) if on_gpu else (None, ())
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=start, initargs=arguments)
 
 
 def usable_cores(root: Path = Path("/")) -> int:

@@ -148,7 +148,7 @@ class Tables:
         self._rows: list[list[int]] = []
         self._table = torch.empty(0)
         self._spare: tuple[Tensor, Tensor] | None = None  # pinned on the host, and on the device
-        self._captured: list[tuple[Tensor, Tensor]] = []
+        self._captured: list[tuple[Tensor, ...]] = []  # what graphs read
 
     def get(self, rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor] | None:
         """(table int64 [tensors, 5], chunks int32 [programs, 2]) on the device; None: captured, and no call before."""
@@ -160,7 +160,7 @@ class Tables:
             (host, table), self._spare = self._spare, None
             host.copy_(torch.tensor(rows))
             table.copy_(host, non_blocking=True)
-            self._captured.append((host, table))
+            self._captured.append((host, table, self._chunks))
             return table, self._chunks
         if wanted != self._kept_for:
             chunks = [(k, block) for k, size in enumerate(wanted[0]) for block in range(cdiv(size, BLOCK))]

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from apart_fast.device import pick_device, usable_cores
+from apart_fast.device import one_thread, pick_device, processes_here, usable_cores
 from apart_fast.errors import UserError
 
 
@@ -71,3 +71,21 @@ def test_there_is_one_cpu():
     with pytest.raises(UserError, match="--device cpu:7: torch has one CPU"):
         pick_device("cpu:7")
     assert pick_device("cpu:0") == pick_device("cpu") == torch.device("cpu")
+
+
+def test_a_thread_knows_its_gpu_before_it_does_anything(monkeypatch):
+    """Else it begins with the first one, and opens a context there."""
+    told = []
+    monkeypatch.setattr(torch.cuda, "set_device", told.append)
+    with one_thread("x", torch.device("cuda:3")) as thread:
+        assert thread.submit(lambda: list(told)).result() == [torch.device("cuda:3")]
+    with one_thread("x", torch.device("cpu")) as thread:
+        assert thread.submit(lambda: len(told)).result() == 1
+
+
+@pytest.mark.parametrize(("said", "count"), [(None, 1), ("", 1), ("8", 8), ("0", 1), ("x", 1)])
+def test_processes_on_this_host(said, count, monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if said is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", said)
+    assert processes_here() == count

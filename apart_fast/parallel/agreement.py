@@ -1,14 +1,28 @@
-"""When all ranks stop, and when they keep their state: at the same step, though a signal or a clock is one rank's."""
+"""When all ranks stop, keep their state or give up: at the same step, though a signal, a clock or a look at the loss is
+one rank's."""
 
+import time
 from collections import deque
+from typing import NamedTuple
 
 import torch
 
 from apart_fast.parallel.exchange import Exchange
+from apart_fast.parallel.world import TIMEOUT, World
 
-FLAGS = 2
-STOP, SAVE = range(FLAGS)
+FLAGS = 3
+STOP, SAVE, BAD = range(FLAGS)
 BEHIND = 4  # steps by which a GPU may be behind its host before that waits for it
+LOOK = 1.0  # seconds between looks at the other ranks, while a GPU is waited for
+PAUSE = 2e-4  # seconds between looks at the GPU
+
+
+class Agreed(NamedTuple):
+    """What some rank wants, and all do now."""
+
+    stop: bool
+    save: bool
+    bad: bool
 
 
 class Agreement:
@@ -18,32 +32,61 @@ class Agreement:
     Args:
         exchange: of the gradients, with `FLAGS` flags; None: this process is alone and agrees with itself at once.
         device: of the steps.
+        us: this process among the others.
     """
 
-    def __init__(self, exchange: Exchange | None, device: torch.device):
-        self._exchange = exchange
+    def __init__(self, exchange: Exchange | None, device: torch.device, us: World):
+        self._exchange, self._us = exchange, us
         self._behind = BEHIND if device.type == "cuda" else 0
         self._arriving: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
         self._deaf = 0  # steps in which a flag that was heard may still be on its way
 
-    def after_step(self, stop: bool, save: bool) -> tuple[bool, bool]:
-        """Whether to stop, and whether to keep the state, now; called after each step on all ranks.
+    def after_step(self, *, stop: bool, save: bool, bad: bool) -> Agreed:
+        """What to do now; called after each step on all ranks.
 
         Args:
-            stop, save: whether this rank wants to.
+            stop, save: whether this rank wants to stop, and to keep the state.
+            bad: whether it has seen that the loss is no number.
+
+        Raises:
+            RankLost, SaidElsewhere: see `wait`.
         """
         if self._exchange is None:
-            return stop, save
-        agreed_stop, agreed_save = self._read()
+            return Agreed(stop, save, bad)
+        agreed = self._read()
         if self._deaf:
-            self._deaf, agreed_save = self._deaf - 1, False
-        if agreed_save:
+            self._deaf, agreed = self._deaf - 1, agreed._replace(save=False)
+        if agreed.save:
             self._deaf, save = self._behind + 1, False
         self._exchange.raise_flag(STOP, stop)
         self._exchange.raise_flag(SAVE, save and not self._deaf)
-        return agreed_stop, agreed_save
+        self._exchange.raise_flag(BAD, bad)
+        return agreed
 
-    def _read(self) -> tuple[bool, bool]:
+    def wait(self) -> None:
+        """Until the GPU has done what it was told, as the host does before it reads from it; with other ranks it looks
+        whether they are there, for a step that is replayed as a graph waits for them without end.
+
+        Raises:
+            RankLost, SaidElsewhere: another rank has ended, or the step takes longer than `TIMEOUT`.
+        """
+        if self._exchange is not None and self._behind:
+            event = torch.cuda.Event()
+            event.record()
+            self._wait_for(event)
+
+    def _wait_for(self, event: torch.cuda.Event) -> None:
+        began = looked = time.monotonic()
+        while not event.query():
+            time.sleep(PAUSE)  # not `synchronize`: no signal would end it
+            now = time.monotonic()
+            if now - looked < LOOK:
+                continue
+            looked = now
+            if self._us.others_end() or now - began > TIMEOUT.total_seconds():
+                raise self._us.lost(TimeoutError(f"a step has not ended in {now - began:.0f} s"))
+
+    def _read(self) -> Agreed:
         assert self._exchange is not None and self._exchange.agreed is not None
         agreed = self._exchange.agreed
         if agreed.is_cuda:
@@ -53,8 +96,7 @@ class Agreement:
             event.record()
             self._arriving.append((copy, event))
             if len(self._arriving) <= self._behind:
-                return False, False
+                return Agreed(False, False, False)
             agreed, arrived = self._arriving.popleft()
-            arrived.synchronize()
-        stop, save = agreed.tolist()
-        return stop > 0, save > 0
+            self._wait_for(arrived)
+        return Agreed(*(flag > 0 for flag in agreed.tolist()))

@@ -3,6 +3,7 @@
 What is said here goes over the host (gloo, and the store that torchrun keeps); gradients have `Exchange`.
 """
 
+import gc
 import os
 import socket
 import sys
@@ -146,8 +147,8 @@ class World:
         return Exchange(flags=flags) if self.size > 1 else None
 
     def device(self, name: str | None) -> str | None:
-        """What `--device` says, for this rank: without a number each has the GPU of its own."""
-        on_gpus = name == "cuda" or (name is None and torch.cuda.is_available())
+        """What `--device` says, for this rank: each has a GPU of its own, whatever number a run had that was alone."""
+        on_gpus = torch.cuda.is_available() if name is None else name.startswith("cuda")
         return f"cuda:{self.local_rank}" if self.size > 1 and on_gpus else name
 
     @contextmanager
@@ -259,6 +260,8 @@ def world(device: str | None) -> Iterator[World]:
     if not started_by_torchrun():
         yield World()
         return
+    if ":" in (device or ""):
+        raise UserError(f"--device {device} with several processes would be the device of all: give --device cuda")
     local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     on_gpu = (device or "cuda").startswith("cuda") and torch.cuda.is_available()
     if on_gpu and local >= torch.cuda.device_count():
@@ -296,4 +299,5 @@ def world(device: str | None) -> Iterator[World]:
             raise
         finally:
             sys.stdout = before
+    gc.collect()  # a trainer refers to itself; NCCL waits until no captured step holds a collective
     dist.destroy_process_group()

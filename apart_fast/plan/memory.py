@@ -11,7 +11,8 @@ With N images of H x W x C pixels, padding p, W ranks of which G share a host, n
 | weights              | device | 4 P each for weights, gradients, momentum, and with W > 1 for what is reduced;  |
 |                      |        | 2 P more for the bfloat16 copies of --amp, and 8 P where weights are moved     |
 |                      |        | before pass 2 (AWP)                                                            |
-| activations          | device | b times what pass 2 keeps of an image for its backward                          |
+| activations          | device | b times what pass 2 keeps of an image for its backward; on a GPU that of the    |
+|                      |        | odd last batch too, whose step runs beside the captured one                    |
 | images, resident     | device | n H W C                                                                        |
 | copies of a          | host   | G (omega + 8 n), up to twice that where it is pinned, + 16 P for rank 0's       |
 | checkpoint           |        | weights and momentum                                                           |
@@ -106,13 +107,14 @@ def count_memory(config: PlanConfig, network: Network) -> Memory:
         dtypes = [dtype for dtype in DTYPES if dtype in method.omega_dtypes]
         omega = [Omega(dtype, *(count * values * DTYPES[dtype] for count in rows)) for dtype in dtypes]
     copies = 4 * (3 + (config.gpus > 1)) + 2 * (not config.hardware.on_host) + 8 * (method.weight_step > 0)
+    odd = 0 if config.hardware.on_host else -(-(config.images % config.batch_size) // config.gpus)
     remembered = config.images * values * DTYPES[config.omega_dtype]
     return Memory(
         rank_examples=n,
         parameters=network.parameters,
         omega=omega,
         weights=copies * network.parameters,
-        activations=config.rank_batch * network.kept,
+        activations=(config.rank_batch + odd) * network.kept,
         rank_images=n * image,
         host_images=on_host * image,
         image_map=_NPY_HEADER + config.images * image,

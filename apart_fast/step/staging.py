@@ -15,13 +15,14 @@ that a CUDA graph can hold the step; all copies are outside of the graph.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from apart_fast.device import one_thread
 from apart_fast.step import spans
 from apart_fast.step.omega import TWICE, Memory
 from apart_fast.step.spans import span
@@ -43,7 +44,7 @@ class StagedMemory(Memory):
         super().__init__(home.new_empty(0, *home.shape[1:], device=device))
         self.nbytes = home.nbytes
         self._home, self._bytes, self._announce = home, as_bytes(home), announce
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="omega")
+        self._worker = one_thread("omega", device)
         self._buffers: Transfer | None = None  # for as many rows as `store` has
         self._positions = torch.arange(0, device=device)  # 0, 1, ..., for each of these rows
         self._prefetched: tuple[np.ndarray, Future] | None = None  # gathered, or being gathered, for the next step

@@ -1,5 +1,6 @@
 """`train.py --dry-run`: what a long run does, once each, in a folder that is removed again."""
 
+import gc
 import math
 import os
 import shutil
@@ -57,7 +58,8 @@ def dry_run(asked: TrainConfig, us: World | None = None) -> None:
                 raise UserError(f"{error}; a dry run downloads nothing" if asked.download else str(error)) from error
         folder = RunFolder(place / "run")
         us.of_first(lambda: folder.path.mkdir())
-        after = _begin(config, folder, data, us)  # its memory is free again before the next has as much
+        after = _begin(config, folder, data, us)
+        _free()  # before the next trainer has as much
         _go_on(config, folder, data, us, after)
     print("nothing was left behind")
 
@@ -75,11 +77,19 @@ def _begin(config: TrainConfig, folder: RunFolder, data: Dataset, us: World) -> 
         _first_step(trainer)
         _keep(trainer)
         seconds = _second_step(trainer)
+        after = {name: tensor.cpu().clone() for name, tensor in trainer.model.state_dict().items()}
+        _last_step(trainer)
     epoch = seconds * trainer.parts.updates
     print(
         f"step: {seconds:.3g} s; an epoch about {_said(epoch)}, {config.epochs} of them {_said(epoch * config.epochs)}"
     )
-    return {name: tensor.cpu().clone() for name, tensor in trainer.model.state_dict().items()}
+    return after
+
+
+def _free() -> None:
+    """What a trainer had, which refers to itself."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _go_on(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, after: dict[str, torch.Tensor]) -> None:
@@ -102,6 +112,17 @@ def _second_step(trainer: Trainer) -> float:
     began = time.perf_counter()
     _steps(trainer, 1)
     return time.perf_counter() - began
+
+
+def _last_step(trainer: Trainer) -> None:
+    """That of an epoch's smaller last batch: a captured step keeps its memory, and this one needs some beside it."""
+    loader = trainer.loader
+    if len(loader.split) % trainer.config.batch_size:
+        trainer.progress.step = len(loader) - 1
+        with closing(loader.epoch(trainer.progress.epoch, start=trainer.progress.step)) as batches:
+            for batch in batches:
+                trainer.step(batch)
+        trainer.totals.loss.item()  # waits for the device
 
 
 def _steps(trainer: Trainer, count: int) -> None:

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from torch import nn
 
+from apart_fast.errors import RankLost
 from apart_fast.parallel.world import World
 from apart_fast.runs import checkpoint, shards
 from apart_fast.runs.config import TrainConfig
@@ -39,7 +40,7 @@ class Keeper:
         self._us = us or World()
         self._kept: deque[str] = deque(maxlen=2)  # names of what the ranks keep, for last.pt and the one before it
         self._run = self._us.of_first(lambda: secrets.token_hex(4))  # what a killed one has left has other names
-        self._saver = Saver()
+        self._saver = Saver(parts.device)
         self._alone = False  # the other ranks cannot be talked to any more
         self._since = time.perf_counter()
 
@@ -48,7 +49,7 @@ class Keeper:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._alone = isinstance(error, RuntimeError)  # torch's, when a rank was lost
+        self._alone = isinstance(error, RuntimeError | RankLost)  # torch's or ours, when a rank was lost
         try:
             if error is None:
                 self.wait()

@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
+import torch
+
+from apart_fast.device import one_thread
 from apart_fast.runs import checkpoint
 from apart_fast.training.snapshot import HostCopy
 
@@ -16,10 +19,13 @@ class Saver:
 
     Of each kind of file at most one is on its way. In host memory lie a copy of the last state of each kind (see
     `HostCopy`); where there is no room for that, the caller waits until the file is written.
+
+    Args:
+        device: where the states lie.
     """
 
-    def __init__(self) -> None:
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+    def __init__(self, device: torch.device) -> None:
+        self._writer = one_thread("checkpoint", device)
         self._copies: dict[str, HostCopy] = {}
         self._pending: dict[str, Future] = {}
         self._held: dict[str, float] = {}

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apart_fast.device import available_bytes
+from apart_fast.device import available_bytes, processes_here
 
-_SHARE = 0.5  # of the free host memory, at most: the system and the loader need some too
+_SHARE = 0.5  # of the free host memory, at most, for all processes here: the system and loaders need some too
 
 
 class HostCopy:
@@ -31,7 +31,7 @@ class HostCopy:
         """
         tensors = dict(_tensors(state))
         new = [t for name, t in tensors.items() if not _fits(self._buffers.get(name), t)]
-        if sum(map(_host_bytes, new)) > _SHARE * available_bytes():
+        if sum(map(_host_bytes, new)) > _SHARE * available_bytes() / processes_here():
             return None
         for name, tensor in tensors.items():
             if not _fits(self._buffers.get(name), tensor):

@@ -70,7 +70,7 @@ class Trainer:
             graphed=wants_graph(config.graph, parts.device),
             compiled=config.compile,
         )
-        self.agreement = Agreement(parts.exchange, parts.device)
+        self.agreement = Agreement(parts.exchange, parts.device, us)
         self.progress, self.collapse, self.totals = Progress(), CollapseWatch(), Totals(parts.device)
         about = {
             "description": parts.description,
@@ -152,18 +152,22 @@ class Trainer:
             for batch in batches:
                 self.step(batch)
                 progress.step += 1
-                if (sums := bar.step(progress.step, self.totals, self.apart)) is not None:
-                    self._check_loss(sums[0])
-                stop_now, save_now = self.agreement.after_step(
-                    self.signals.received is not None, self.us.first and self.keeper.due_within_epoch()
+                sums = bar.step(progress.step, self.totals, self.apart)
+                now = self.agreement.after_step(
+                    stop=self.signals.received is not None,
+                    save=self.us.first and self.keeper.due_within_epoch(),
+                    bad=sums is not None and not math.isfinite(sums[0]),
                 )
-                stopping, due = stopping or stop_now, due or save_now
+                if now.bad:
+                    self._check_loss(self._loss())
+                stopping, due = stopping or now.stop, due or now.save
                 if progress.step < steps and self.between_updates and (stopping or due):
                     due = False
-                    self._check_loss(self.totals.loss.item())  # NaN must not replace a good checkpoint
+                    self._check_loss(self._loss())  # NaN must not replace a good checkpoint
                     self.keeper.within_epoch(progress.paused(time.perf_counter() - began, self._joules()))
                     if stopping:
                         self._stop()
+        self.agreement.wait()
         sums = self.totals.values.tolist()  # waits for the device: once an epoch
         seconds = time.perf_counter() - began
         self._check_loss(sums[0])
@@ -240,6 +244,11 @@ class Trainer:
             return {}
         alpha, alpha_omega, *blocks = self.apart.step_sizes.tolist()
         return {"alpha": alpha, "alpha_omega": alpha_omega, "alpha_blocks": blocks}
+
+    def _loss(self) -> float:
+        """The sum of all images' losses in this epoch so far; waits for the device."""
+        self.agreement.wait()
+        return self.totals.loss.item()
 
     def _check_loss(self, total: float) -> None:
         if not math.isfinite(total):

@@ -1,6 +1,8 @@
 """The device's part of a step, on a CUDA device that computes nothing: a wait for it, or a mix of devices, fails."""
 
+import gc
 import warnings
+import weakref
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from apart_fast.evaluation import attacks
 from apart_fast.graphs import WARM_UP
 from apart_fast.kernels import Crops
 from apart_fast.kernels.learned_step import learned_step_triton
+from apart_fast.kernels.update import Tables
 from apart_fast.loaders import Batch, Split, make_loader
 from apart_fast.measure.arithmetic import floor
 from apart_fast.step import transfer
@@ -141,6 +144,18 @@ def test_a_capture_without_a_step_before_it_updates_plainly():
             with cuda.capture():
                 Trainer._device_step(made, batch_of(8))
         assert cuda.launches["update"] == 8
+
+
+def test_what_a_captured_update_reads_stays_when_others_follow():
+    """In an eager step of a network that drops a layer, fewer tensors have gradients."""
+    with fake_cuda() as cuda:
+        tables, rows = Tables(), [[16, 32, 48, 0, 3], [64, 80, 96, 0, 3]]
+        tables.get(rows, CUDA)
+        with cuda.capture():
+            captured = [weakref.ref(tensor) for tensor in tables.get(rows, CUDA)]
+        tables.get(rows[:1], CUDA)
+        gc.collect()
+        assert all(tensor() is not None for tensor in captured)
 
 
 def test_a_parameter_without_gradient_leaves_the_average_to_itself():

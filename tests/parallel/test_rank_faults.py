@@ -10,7 +10,7 @@ from starting import free_port
 from torch import nn
 
 from apart_fast.errors import RankLost, SaidElsewhere, UserError
-from apart_fast.parallel.world import World, store_of_this_attempt
+from apart_fast.parallel.world import World, store_of_this_attempt, world
 from apart_fast.runs import checkpoint, shards
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.folder import RunFolder
@@ -37,7 +37,7 @@ def us(monkeypatch):
 def make_keeper(us, tmp_path):
     state = {"model": {"a": torch.zeros(3)}, "description": {}, "dataset": "none"}
     known = SimpleNamespace(contents=lambda progress: dict(state), of_rank=lambda: {"kind": shards.KIND})
-    parts = SimpleNamespace(splits=SimpleNamespace(train=range(9)))
+    parts = SimpleNamespace(splits=SimpleNamespace(train=range(9)), device=torch.device("cpu"))
     return Keeper(TrainConfig(), RunFolder(tmp_path), parts, known, us)
 
 
@@ -129,6 +129,18 @@ def test_a_restart_does_not_hear_what_was_said_before_it(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     with pytest.raises(UserError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
         store_of_this_attempt()
+
+
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
+    """Whatever number the device of a run had that began alone, and goes on with several."""
+    assert [World(r, 2, r).device(name) for r, name in ((0, "cuda"), (1, "cuda"), (1, "cuda:0"), (1, "cpu"))] == [
+        *("cuda:0", "cuda:1", "cuda:1", "cpu")
+    ]
+    assert World().device("cuda:1") == "cuda:1"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--device cuda:0 with several processes would be the device of all"):
+        with world("cuda:0"):
+            pass
 
 
 def test_what_several_ranks_cannot_do_is_told_in_one_line(us, tmp_path):

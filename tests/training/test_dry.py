@@ -1,12 +1,14 @@
 """`--dry-run`: everything once, in seconds, and nothing is left behind."""
 
 import os
+import weakref
 from pathlib import Path
 
 import pytest
 
 from apart_fast.cli import main
 from apart_fast.errors import UserError
+from apart_fast.files import TEMPORARY
 from apart_fast.loaders import load_dataset
 from apart_fast.runs.begin import begin
 from apart_fast.runs.config import TrainConfig
@@ -36,6 +38,14 @@ def test_each_part_is_said_in_a_line_and_nothing_is_left(capsys, settings, image
     before, out_folder = tree(image_folder, tmp_path), tmp_path / "new" / "runs" / "x"
     start, told = Apart.start_epoch, []
     monkeypatch.setattr(Apart, "start_epoch", lambda apart, *said: (told.append(said), start(apart, *said)))
+    step, sizes, alive = Trainer.step, [], []
+
+    def stepping(self, batch):
+        alive[:] = [weakref.ref(self), *(one for one in alive if one() not in (None, self))]
+        sizes.append((len(batch), len(alive)))
+        step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", stepping)
     code, out, err = call(capsys, [*settings, "--cache-dir", cache, "--out", out_folder, "--dry-run"])
     assert code == 0, err
     words = ("dry run: apart on folder, 42 images", "checkpoint: ", "step: ", "resume: ", "evaluation: ", "nothing was")
@@ -44,6 +54,7 @@ def test_each_part_is_said_in_a_line_and_nothing_is_left(capsys, settings, image
     assert lines[3].endswith("the same bits") and "pgd-20" in lines[4]
     assert tree(image_folder, tmp_path) == before and not out_folder.parent.parent.exists()
     assert cached == cache.exists()
+    assert sizes == [(8, 1), (8, 1), (2, 1), (8, 1)]  # the odd last batch too; and never two trainings in memory
     assert told == [(0, 0, 3), (0, 1, 3), (0, 1, 3)]  # losses that rise do so as in the run
 
 
@@ -69,7 +80,7 @@ def test_what_the_run_would_refuse_is_told_and_nothing_is_left(capsys, settings,
 
 
 def test_what_a_killed_one_has_left_is_removed_by_the_next(settings, tmp_path, monkeypatch):
-    left = tmp_path / f"{dry.NAME}dead.tmp"
+    left = tmp_path / f"{dry.NAME}dead{TEMPORARY}"
     (left / "run").mkdir(parents=True)
 
     def end(*_args, **_more):

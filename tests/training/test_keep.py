@@ -131,7 +131,7 @@ def test_steps_on_a_gpu_do_not_reach_into_a_copy():
 
 
 def test_a_file_holds_what_was_there_when_it_was_asked_for(tmp_path, slow_disk):
-    saver, state = Saver(), state_of(1.0, 2.0)
+    saver, state = Saver(torch.device("cpu")), state_of(1.0, 2.0)
     saver.save("last", tmp_path / "last.pt", lambda: state)  # comes back though the disk is slow
     assert saver.busy("last") and not (tmp_path / "last.pt").exists()
     state["model"]["a"].zero_()
@@ -143,7 +143,7 @@ def test_a_file_holds_what_was_there_when_it_was_asked_for(tmp_path, slow_disk):
 
 
 def test_one_file_at_a_time_in_order(tmp_path, slow_disk):
-    saver = Saver()
+    saver = Saver(torch.device("cpu"))
     for name in ("weights", "best", "last"):
         saver.save(name, tmp_path / name, lambda: state_of(1.0))
     threading.Timer(0.2, slow_disk.go.set).start()
@@ -155,7 +155,7 @@ def test_one_file_at_a_time_in_order(tmp_path, slow_disk):
 
 
 def test_without_room_the_caller_waits_and_the_order_stays(tmp_path, slow_disk, monkeypatch):
-    saver = Saver()
+    saver = Saver(torch.device("cpu"))
     saver.save("best", tmp_path / "best", lambda: state_of(1.0))
     monkeypatch.setattr(snapshot, "available_bytes", lambda: 0)
     threading.Timer(0.2, slow_disk.go.set).start()
@@ -166,7 +166,7 @@ def test_without_room_the_caller_waits_and_the_order_stays(tmp_path, slow_disk, 
 
 @pytest.mark.parametrize("later", ["save", "save another", "wait"])
 def test_an_error_of_the_thread_comes_with_the_next_call(tmp_path, monkeypatch, later):
-    real, saver, tried = checkpoint.save, Saver(), threading.Event()
+    real, saver, tried = checkpoint.save, Saver(torch.device("cpu")), threading.Event()
 
     def full(path, state):
         tried.set()
@@ -196,7 +196,8 @@ def keeper(tmp_path):
     """A keeper whose saver only notes what it is asked for; `cost` and `busy` are set by the test."""
 
     def make(**settings):
-        made = Keeper(TrainConfig(epochs=9, **settings), RunFolder(tmp_path), None, None)
+        parts = SimpleNamespace(device=torch.device("cpu"))
+        made = Keeper(TrainConfig(epochs=9, **settings), RunFolder(tmp_path), parts, None)
         made.asked, made.cost, made.busy = [], 0.0, False
         made._saver = SimpleNamespace(
             save=lambda kind, path, collect, write: made.asked.append(kind),
