@@ -49,9 +49,12 @@ def processes_here() -> int:
 def one_thread(name: str, device: torch.device) -> ThreadPoolExecutor:
     """A thread that does its jobs in order. What it waits for lies on `device`: a thread that is not told begins with
     the first GPU, and would open a context there that takes half a GB."""
-    on_gpu = device.type == "cuda"
-    start, arguments = (torch.cuda.set_device, (device,)) if on_gpu else (None, ())
-    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=start, initargs=arguments)
+
+    def begin() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=begin)
 
 
 def usable_cores(root: Path = Path("/")) -> int:

@@ -38,8 +38,9 @@ def begin(config: TrainConfig, processes: int = 1) -> tuple[RunFolder, TrainConf
     if config.resume == AUTO:
         if config.out is None:
             raise UserError("--resume auto needs --out, the folder of the run that it begins or goes on with")
+        begun = is_file(config.out / "config.json")
         config = copy(config)  # with what was given
-        config.resume = config.out if is_file(config.out / "config.json") else None
+        config.resume = config.out if begun else None
     resumes = config.resume is not None
     if resumes and config.dry_run:
         raise UserError("--dry-run tries a run before it begins, and this one has begun: leave it out")

@@ -120,7 +120,9 @@ def build(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, *, f
     if config.padding is None and usual > TO_32 and us.first:
         tqdm.write(f"note: crops move by up to {usual} pixels, an eighth of the images' side; --padding changes it")
     if config.flip is None and data.flip and set(data.classes) == set("0123456789") and us.first:
-        tqdm.write("note: the classes are called 0 to 9: if they are digits, give --no-flip (mirrored ones are others)")
+        tqdm.write(
+            "note: the classes are called 0 to 9: if they are digits, give --flip False (mirrored ones are others)"
+        )
     with us.first_alone("loader"):  # FFCV's file is written once
         loader = make_loader(
             config.loader_kind,
