@@ -5,7 +5,8 @@
 Each rank takes `--batch` images: more ranks do more work in the same time (weak scaling). In turns: rank 0 alone,
 all ranks without a word to each other, all with the flat all-reduce of `apart_fast/parallel/exchange.py`, and all with
 DistributedDataParallel around pass 2, which overlaps its all-reduces with that backward. On a CPU each rank has one
-thread (torchrun sees to it).
+thread (torchrun sees to it). On GPUs steps are replayed as CUDA graphs, as in a training, but for
+DDP's.
 
 Beside it stands what `apart-fast plan` predicts of the same ranks, given three rates that are measured here: a copy on
 all ranks at once, an all-reduce of one large buffer, and the arithmetic of rank 0 alone in the step that was timed.
@@ -25,6 +26,7 @@ from apart_fast import Apart, build_model
 from apart_fast.device import keep_freed_memory
 from apart_fast.errors import UserError
 from apart_fast.files import atomic_write, expand_paths, to_json
+from apart_fast.graphs import capture
 from apart_fast.kernels import Crops
 from apart_fast.measure.interleave import interleave
 from apart_fast.parallel.exchange import Exchange
@@ -102,12 +104,18 @@ def training(kind: str, config: Config, device: torch.device, rank: int, size: i
     labels, rows = torch.randint(0, 10, (n,), generator=generator).to(device), torch.arange(n, device=device)
     crops = Crops(rows, rows, torch.full((n, 2), 4, device=device), rows % 2 == 0)
 
+    def whole() -> None:
+        optimizer.zero_grad()
+        apart.step_crops(images, labels, crops, n * size if ranks else None)
+        optimizer.step()
+
+    if device.type == "cuda" and kind != DDP:  # as a training does; DDP's reducer is not captured
+        whole, _ = capture(whole, generators=[apart.generator])
+
     def step() -> None:
         dist.barrier()
         if kind != ALONE or rank == 0:
-            optimizer.zero_grad()
-            apart.step_crops(images, labels, crops, n * size if ranks else None)
-            optimizer.step()
+            whole()
         dist.barrier()
 
     return step
@@ -158,14 +166,16 @@ def main(config: Config) -> None:
         device = torch.device("cpu") if dist.get_backend() == "gloo" else torch.device("cuda", us.local_rank)
         if device.type == "cpu":
             keep_freed_memory()
-        runs = {kind: training(kind, config, device, us.rank, us.size) for kind in (ALONE, SILENT, FLAT, DDP)}
+        kinds = (ALONE, SILENT, FLAT, DDP)
+        runs = {kind: training(kind, config, device, us.rank, us.size) for kind in kinds}
         timings = interleave(runs, rounds=config.rounds, warm_up=2, device=device)
+        runs.clear()  # NCCL ends when no captured step holds a collective
         copy, sent = rates(device, us.size)
         if not us.first:
             return
         plan = predicted(config, device, us.size, timings.median(ALONE), copy, sent)
         communication = {kind: 1 - timings.ratio(SILENT, kind).median for kind in (FLAT, DDP)}
-        images = {kind: config.batch * (1 if kind == ALONE else us.size) / timings.median(kind) for kind in runs}
+        images = {kind: config.batch * (1 if kind == ALONE else us.size) / timings.median(kind) for kind in kinds}
         found = {
             "command": f"torchrun --nproc-per-node {us.size} -m benchmarks.scaling",
             "ranks": us.size,

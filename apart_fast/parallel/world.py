@@ -299,5 +299,5 @@ def world(device: str | None) -> Iterator[World]:
             raise
         finally:
             sys.stdout = before
-    gc.collect()  # a trainer refers to itself; NCCL waits until no captured step holds a collective
+    gc.collect()  # NCCL waits until no captured step holds a collective
     dist.destroy_process_group()

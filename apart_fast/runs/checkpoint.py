@@ -117,6 +117,8 @@ def load(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> d
         UserError: see `read`.
     """
     state = read(path, map_location)
+    if type(version := state.get("format")) is int and version > FORMAT:  # no damage: what is there must stay
+        raise UserError(f"{path} is of a later version (format {version}, this one reads {FORMAT}): update apart_fast")
     if misfit(state, Ours) is not None:
         raise Damaged(f"{path} is not a checkpoint of this program (format {FORMAT}): use another one")
     if (wrong := unfit(state)) is not None:

@@ -73,7 +73,7 @@ def _begin(config: TrainConfig, folder: RunFolder, data: Dataset, us: World) -> 
         f"dry run: {config.method} on {config.dataset}, {images:,} images in {steps:,} steps an epoch; {config.model}, "
         f"{parameters / 1e6:,.3g} M parameters; on {trainer.device}"
     )
-    with closing(trainer.loader):
+    with closing(trainer.loader), closing(trainer.execution):
         _first_step(trainer)
         _keep(trainer)
         seconds = _second_step(trainer)
@@ -96,7 +96,7 @@ def _go_on(config: TrainConfig, folder: RunFolder, data: Dataset, us: World, aft
     """Take the second step again, from the checkpoint, and judge."""
     state, _ = load_last(folder, us)
     trainer = Trainer(config, folder, data, state, us)
-    with closing(trainer.loader):
+    with closing(trainer.loader), closing(trainer.execution):
         _second_step(trainer)
     _compare(after, trainer)
     _judge(trainer, config)

@@ -87,6 +87,10 @@ class GraphedStep:
                 return
         self._replay()
 
+    def close(self) -> None:
+        """Let go of what was captured; a later call begins anew."""
+        self._done, self._static, self._replay = 0, None, None
+
     def _on_static(self) -> None:
         assert self._static is not None
         self._step(self._static)
@@ -189,6 +193,11 @@ class Execution:
     def __call__(self, batch: Batch) -> None:
         """One step; never waits for the device."""
         self._advance(batch)
+
+    def close(self) -> None:
+        """Let go of the captured step: NCCL waits until none holds a collective. A later step captures anew."""
+        if self._graph is not None:
+            self._graph.close()
 
     @contextmanager
     def eagerly(self) -> Iterator[None]:

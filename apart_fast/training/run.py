@@ -52,6 +52,7 @@ def train(asked: TrainConfig, us: World | None = None) -> tuple[dict, Path]:
         with us.first_alone("loading"):
             data = load_data(config, asked)
         trainer = Trainer(config, folder, data, state, us)
+        stack.callback(trainer.execution.close)
         state = None  # its omega would stay in memory
         us.meet()
         if us.first and not resumed:

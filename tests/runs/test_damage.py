@@ -1,6 +1,7 @@
 """Checkpoints whose bytes or contents are not what a run writes: refused, or the one before is used, in a line."""
 
 import copy
+import errno
 import os
 import random
 import re
@@ -93,6 +94,28 @@ def test_a_checkpoint_without_checksums_is_read_with_a_line(tmp_path):
 
 # ---- contents
 
+
+def test_a_checkpoint_of_a_later_version_is_not_taken_for_damaged(tmp_path):
+    """The one before it would be gone on with, and take its place."""
+    for name, version in (("last.pt", 2), ("last.previous.pt", 1)):
+        torch.save({"format": version, **training(a=torch.ones(2))}, tmp_path / name)
+    with pytest.raises(UserError, match="last.pt is of a later version .format 2, this one reads 1.: update") as error:
+        checkpoint.load_last(RunFolder(tmp_path))
+    assert type(error.value) is UserError
+
+
+def test_a_disk_that_does_not_answer_is_not_taken_for_damage(tmp_path, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    for name in ("last.pt", "last.previous.pt"):
+        torch.save({"format": 1, **training(a=torch.ones(2))}, tmp_path / name)
+    monkeypatch.setattr(checkpoint, "_compare_checksums", fail)
+    with pytest.raises(UserError, match="last.pt") as error:
+        checkpoint.load_last(RunFolder(tmp_path))
+    assert type(error.value) is UserError and "previous" not in str(error.value)
+
+
 ABSENT = object()
 CHANGES = [  # entry, value, words of the line
     ("model", {"a": torch.tensor([1.0, NAN])}, "model.a has numbers that are not finite"),
@@ -104,7 +127,6 @@ CHANGES = [  # entry, value, words of the line
     ("model", [torch.ones(2)], "model is a list instead of an object"),
     ("kind", ABSENT, "kind is missing"),
     ("kind", "x", "kind is text instead of one of weights, training"),
-    ("format", 2, "is not a checkpoint of this program"),
     ("format", torch.ones(2), "is not a checkpoint of this program"),
     ("kind", ["weights"], "kind is a list instead of one of"),
     ("apart.generator", torch.zeros(1, 5056, dtype=torch.uint8), "generator is torch.uint8 .1, 5056. instead"),

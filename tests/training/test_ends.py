@@ -21,6 +21,7 @@ from apart_fast.training import events as events_module
 from apart_fast.training import finish as finish_module
 from apart_fast.training import run as run_module
 from apart_fast.training.events import Events
+from apart_fast.training.execution import Execution
 from apart_fast.training.keep import Keeper
 from apart_fast.training.trainer import Trainer
 from tests.training.test_training import ROOT, run
@@ -97,6 +98,17 @@ def test_a_resumed_run_completes_what_a_killed_one_left(begun, monkeypatch):
     run("train", "--resume", begun.path, code=2)
     assert {path.name for path in begun.path.rglob("*")} == {"config.json", "environment.json", "weights"}
     assert "torch" in json.loads((begun.path / "environment.json").read_text())
+
+
+def test_a_training_that_ends_with_a_line_lets_go_of_its_captured_step(settings, monkeypatch, tmp_path):
+    def refuse(_):
+        raise UserError("ended")
+
+    closed = []
+    monkeypatch.setattr(Execution, "close", lambda self: closed.append(self))
+    monkeypatch.setattr(Trainer, "run", refuse)
+    run("train", *settings, "--out", tmp_path / "run", code=2)
+    assert len(closed) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_data_is_read(capsys, monkeypatch, tmp_path):

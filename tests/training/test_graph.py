@@ -1,5 +1,6 @@
 """The whole step as one CUDA graph: bookkeeping on any machine, results on a GPU."""
 
+import weakref
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -96,6 +97,27 @@ def test_every_batch_is_done_once_in_order(monkeypatch, capsys, kind, fails):
     assert cuda.replays == (0 if fails else 3 * 5 - WARM_UP)  # the odd last batches run eagerly
     said = capsys.readouterr().out
     assert ("cannot be one CUDA graph (operation not permitted when stream is capturing)" in said) == fails
+
+
+def test_what_was_captured_is_let_go_and_captured_anew(monkeypatch):
+    """NCCL does not end while a graph holds one of its collectives."""
+    cuda, captures = StandIn(monkeypatch), []
+    graphs = weakref.WeakSet()
+    made = torch.cuda.CUDAGraph
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graphs.add(graph := made()) or graph)
+
+    def step(batch):
+        if cuda.capturing:
+            captures.append(batch)
+            cuda.captured = lambda: None
+
+    graphed, (batch, *_) = GraphedStep(step, 8, []), batches("cpu")
+    for round_ in (1, 2):
+        for _ in range(WARM_UP + 2):
+            graphed(batch)
+        assert len(captures) == round_ and len(graphs) == 1
+        graphed.close()
+        assert not graphs
 
 
 def test_a_graph_needs_a_gpu():
