@@ -57,6 +57,20 @@ def usual_padding(height: int, width: int) -> int:
     return min(max(TO_32, side // 8), side - 1)
 
 
+def check_padding(said: str, padding: Any, height: int, width: int) -> None:
+    """Refuse padding around images [height, width] of which a random crop could miss the image; `said`: its name.
+
+    Raises:
+        UserError: one line with the value, and what it takes.
+    """
+    check_number(said, padding, BOUNDS["padding"])
+    most = min(height, width) - 1
+    if padding > most:
+        raise UserError(
+            f"{said} {padding} of {height}x{width} images: a crop could miss the image; give at most {most}"
+        )
+
+
 def check_number(said: str, value: Any, bounds: Bounds) -> None:
     """Refuse what is not a number within `bounds`; `said`: what messages call it.
 

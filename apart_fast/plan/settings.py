@@ -9,7 +9,7 @@ from apart_fast.errors import UserError
 from apart_fast.plan.hardware import HARDWARE, Hardware
 from apart_fast.runs.config import FAMILY
 from apart_fast.step.methods import check_keeping, get_method
-from apart_fast.units import check_settings, usual_padding
+from apart_fast.units import check_padding, check_settings, usual_padding
 
 if TYPE_CHECKING:
     DeviceKind = str
@@ -103,11 +103,8 @@ class PlanConfig:
         """
         check_settings(self)
         check_keeping(get_method(self.method), self.omega_dtype, "device", self.gpus, flags=True)
-        if self.padding is not None and self.padding >= self.image_size:
-            raise UserError(
-                f"--padding {self.padding}: a crop could miss an image of {self.image_size} pixels; give at most "
-                f"{self.image_size - 1}"
-            )
+        if self.padding is not None:
+            check_padding("--padding", self.padding, self.image_size, self.image_size)
         if self.batch_size > self.images:
             raise UserError(f"--batch-size {self.batch_size} is larger than --images {self.images}: give at most that")
         if self.batch_size < self.gpus:

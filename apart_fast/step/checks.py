@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from apart_fast.errors import UserError
 from apart_fast.kernels.codec import STORE_DTYPES
-from apart_fast.units import BOUNDS, Bounds, check_number, check_seed
+from apart_fast.units import BOUNDS, Bounds, check_number, check_padding, check_seed
 
 _AMP = (torch.bfloat16, torch.float16)
 _DTYPES = (torch.float32, torch.float64)
@@ -39,12 +39,7 @@ def check_arguments(
         raise UserError(f"image_shape is {image_shape}: give (height, width, channels)")
     for name, side in zip(("height", "width", "number of channels"), sides, strict=True):
         check_number(f"image_shape {sides}: the {name}", side, Bounds(1, 2**20, whole=True))
-    check_number("padding", padding, BOUNDS["padding"])
-    if padding >= min(sides[:2]):
-        raise UserError(
-            f"padding {padding} of {sides[0]}x{sides[1]} images: a crop could miss the image; "
-            f"give at most {min(sides[:2]) - 1}"
-        )
+    check_padding("padding", padding, *sides[:2])
     for name, value in (("label_smoothing", label_smoothing), ("eta", eta)):
         check_number(name, value, BOUNDS[name])
     check_number("decay", decay, BOUNDS["step_decay"])

@@ -5,6 +5,7 @@ the perturbed images; after pass 2's backward each is what it was, to the bit. T
 network; here running statistics are updated in the pass that finds g, too.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,8 @@ class WeightStep:
 
     def __init__(self, model: nn.Module, gamma: float):
         self._model, self._gamma = model, gamma
+        if not self._weights():
+            warnings.warn("no weight of more than one dimension is trained: none is moved before pass 2", stacklevel=3)
 
     def _weights(self) -> list[Tensor]:
         return [p for p in self._model.parameters() if p.requires_grad and p.ndim > 1]

@@ -337,7 +337,7 @@ def test_every_assumed_figure_has_a_flag():
         ("--method fgsm-pgi --omega-dtype int8", "momentum of fgsm-pgi has no bounds: give --omega-dtype float16"),
         ("--method fgsm-mep-cs --omega-dtype int8 --images 100000000", "momentum of fgsm-mep-cs has no bounds"),
         ("--method liet --gpus 8", "method liet draws for the whole batch: train it with one process"),
-        ("--padding 32", "--padding 32: a crop could miss an image of 32 pixels; give at most 31"),
+        ("--padding 32", "--padding 32 of 32x32 images: a crop could miss the image; give at most 31"),
     ],
 )
 def test_bad_input_is_one_line(capsys, words, line):
