@@ -147,9 +147,19 @@ class World:
         return Exchange(flags=flags) if self.size > 1 else None
 
     def device(self, name: str | None) -> str | None:
-        """What `--device` says, for this rank: each has a GPU of its own, whatever number a run had that was alone."""
+        """What `--device` says, for this rank: each has a GPU of its own, whatever number a run had that was alone.
+
+        Raises:
+            UserError: the processes talk as others do, on CPUs or on GPUs.
+        """
         on_gpus = torch.cuda.is_available() if name is None else name.startswith("cuda")
-        return f"cuda:{self.local_rank}" if self.size > 1 and on_gpus else name
+        if self.size == 1:
+            return name
+        if on_gpus != (dist.get_backend() == "nccl"):  # a run that goes on where it did not begin
+            raise UserError(
+                f"the run computes on {'GPUs' if on_gpus else 'the CPU'}: give --device cuda, or --device cpu"
+            )
+        return f"cuda:{self.local_rank}" if on_gpus else name
 
     @contextmanager
     def one_line(self) -> Iterator[None]:

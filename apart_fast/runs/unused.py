@@ -16,6 +16,7 @@ def unused(config: TrainConfig) -> dict[str, str]:
         "omega_dtype": None if method.maps else "remembers nothing of each example",
         "eta": None if method.learned else "learns no step sizes",
         "step_decay": None if method.learned else "learns no step sizes",
+        "amp_dtype": None if config.amp else "computes in float32 without --amp",
         "points": None if method.blocks else "has no block steps",
     }
     told = {name for name in idle if getattr(config, name) != getattr(usual, name)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from apart_fast.kernels import Crops
 from apart_fast.models.channels_last import PlainLayout, any_layout
 from apart_fast.models.default_points import default_points
+from apart_fast.models.dressing import Dressed
 from apart_fast.models.logits import check_parameters
 from apart_fast.models.modes import frozen, is_compiled
 from apart_fast.models.norms import BatchCounters
@@ -129,40 +130,48 @@ class Apart(StepSizesAtHand):
         seed = int(seed)  # torch takes none of numpy's
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
-        self.points = None
-        if method.blocks:
-            self.points = BlockPoints(model, default_points(model) if points is None else points)
-        self.ranks = ranks
-        self.memory = memory_of(
-            method, omega_device, num_examples, self.image_shape, padding, omega_dtype, self.device, omega_folder
-        )
-        self._reset_memory()
-        count = len(self.points) if self.points else 0
-        self.sizes = StepSizes(count, learned=method.learned, eta=eta, decay=decay, dtype=dtype, device=self.device)
-        sample = torch.zeros(2, *self.image_shape, dtype=dtype, device=self.device).permute(0, 3, 1, 2)
-        self._network = any_layout(model, sample)
-        check_takes(self._network, sample, amp)
-        if self.points:
-            self.points.try_out(self._network, sample)
-        precise = amp is not None or self.device.type == "cuda"  # where TF32 would round the perturbation away
-        on_cpu = self.device.type == "cpu"
-        multiplied = multiply_patches(model, amp) if on_cpu else []
-        self._stem = keep_stem_precise(self._network, sample) if precise else None
-        self._dressed = [*(thin_out(model) if on_cpu else []), *multiplied, *([self._stem] if self._stem else [])]
-        self._uncast = nn.ModuleList(dressed.layer for dressed in (*multiplied, self._stem) if dressed)
-        self._counters = BatchCounters(model)
-        self.loss = CrossEntropy(self._network, amp, label_smoothing, method.loss.relax, self.generator)
-        self.objective = Objective(method.loss, dtype, self.device)
-        self._weight_step = WeightStep(model, method.weight_step) if method.weight_step else None
-        self.shared = make_shared(
-            method, model, self.loss, self._scaled, sample.permute(0, 2, 3, 1), self.eps, self.generator
-        )
-        noise = ExampleNoise(seed, self.device, None if ranks is None else ranks.examples)
-        self._epochs = Epochs(method, noise, self.objective)
-        scale = fixed_scale(method, self.eps, dtype, self.device)
-        self._setting = Setting(
-            method, self.eps, padding, dtype, self.generator, noise, self.sizes, self.memory, scale, self.shared
-        )
+        self.points: BlockPoints | None = None
+        self._dressed: list[Dressed] = []
+        self._network = model
+        try:
+            if method.blocks:
+                self.points = BlockPoints(model, default_points(model) if points is None else points)
+            self.ranks = ranks
+            self.memory = memory_of(
+                method, omega_device, num_examples, self.image_shape, padding, omega_dtype, self.device, omega_folder
+            )
+            self._reset_memory()
+            count = len(self.points) if self.points else 0
+            self.sizes = StepSizes(count, learned=method.learned, eta=eta, decay=decay, dtype=dtype, device=self.device)
+            sample = torch.zeros(2, *self.image_shape, dtype=dtype, device=self.device).permute(0, 3, 1, 2)
+            self._network = any_layout(model, sample)
+            check_takes(self._network, sample, amp)
+            if self.points:
+                self.points.try_out(self._network, sample)
+            precise = amp is not None or self.device.type == "cuda"  # where TF32 would round the perturbation away
+            on_cpu = self.device.type == "cpu"
+            multiplied = multiply_patches(model, amp) if on_cpu else []
+            self._dressed += multiplied
+            self._stem = keep_stem_precise(self._network, sample) if precise else None
+            self._dressed += [self._stem] if self._stem else []
+            self._dressed += thin_out(model) if on_cpu else []
+            self._uncast = nn.ModuleList(dressed.layer for dressed in (*multiplied, self._stem) if dressed)
+            self._counters = BatchCounters(model)
+            self.loss = CrossEntropy(self._network, amp, label_smoothing, method.loss.relax, self.generator)
+            self.objective = Objective(method.loss, dtype, self.device)
+            self._weight_step = WeightStep(model, method.weight_step) if method.weight_step else None
+            self.shared = make_shared(
+                method, model, self.loss, self._scaled, sample.permute(0, 2, 3, 1), self.eps, self.generator
+            )
+            noise = ExampleNoise(seed, self.device, None if ranks is None else ranks.examples)
+            self._epochs = Epochs(method, noise, self.objective)
+            scale = fixed_scale(method, self.eps, dtype, self.device)
+            self._setting = Setting(
+                method, self.eps, padding, dtype, self.generator, noise, self.sizes, self.memory, scale, self.shared
+            )
+        except BaseException:
+            self.remove()  # the model is as it came
+            raise
 
     # ---- the step
 

@@ -224,7 +224,7 @@ class Method:
     @property
     def of_batches(self) -> bool:
         """Whether a perturbation depends on which images share a batch."""
-        return self.shares or self.loss.gate is not None or self.weight_step > 0
+        return self.shares or self.remembers == "momentum" or self.loss.gate is not None or self.weight_step > 0
 
     @property
     def omega_dtypes(self) -> tuple[str, ...]:

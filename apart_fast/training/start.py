@@ -1,7 +1,7 @@
 """How the network of a new run begins: with random weights, or with `--init-from`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -48,7 +48,8 @@ def find_start(source: Path, name: str, in_channels: int, image_size: tuple[int,
         raise UserError(
             f"there are no pretrained weights of {name}: name a file, or a model torchvision/... or timm/..."
         )
-    return origin_of(f"the pretrained weights of {name}", SOURCES[place].pretrained(inner, in_channels, image_size))
+    found = origin_of(f"the pretrained weights of {name}", SOURCES[place].pretrained(inner, in_channels, image_size))
+    return replace(found, normalised=True)  # torchvision and timm do so outside of their networks
 
 
 def start_from(model: nn.Module, origin: Origin, classes: Sequence[str]) -> None:

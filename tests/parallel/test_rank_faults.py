@@ -133,8 +133,15 @@ def test_a_restart_does_not_hear_what_was_said_before_it(monkeypatch):
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
     """Whatever number the device of a run had that began alone, and goes on with several."""
-    assert [World(r, 2, r).device(name) for r, name in ((0, "cuda"), (1, "cuda"), (1, "cuda:0"), (1, "cpu"))] == [
-        *("cuda:0", "cuda:1", "cuda:1", "cpu")
+    monkeypatch.setattr(dist, "get_backend", lambda: "gloo")
+    assert World(0, 2).device("cpu") == "cpu"
+    with pytest.raises(UserError, match="the run computes on GPUs: give --device cuda"):
+        World(0, 2).device("cuda")
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    with pytest.raises(UserError, match="the run computes on the CPU: give --device cuda, or --device cpu"):
+        World(0, 2).device("cpu")
+    assert [World(r, 2, r).device(name) for r, name in ((0, "cuda"), (1, "cuda"), (1, "cuda:0"))] == [
+        *("cuda:0", "cuda:1", "cuda:1")
     ]
     assert World().device("cuda:1") == "cuda:1"
     monkeypatch.setenv("WORLD_SIZE", "2")

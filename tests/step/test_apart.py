@@ -13,6 +13,7 @@ from torch import nn
 
 from apart_fast import METHODS, Apart, Method, UserError, build_model, evaluate, get_method
 from apart_fast.models.channels_last import any_layout
+from apart_fast.step import apart as apart_module
 
 SHAPE = (12, 12, 3)
 
@@ -353,6 +354,25 @@ def test_numbers_of_numpy_are_taken():
         Apart(tiny(), kind(6), tuple(map(kind, SHAPE)), padding=kind(2), seed=kind(3)) for kind in (int, np.int64)
     )
     assert torch.equal(*(one.step(*data()).loss for one in (ours, theirs)))
+
+
+@pytest.mark.parametrize("stage", ["memory_of", "check_takes", "thin_out", "make_shared", "ExampleNoise"])
+def test_a_model_that_is_refused_is_as_it_came(stage, monkeypatch):
+    """Wherever it is refused: the next attempt has its fused points."""
+
+    def refuse(*_arguments):
+        raise UserError("refused")
+
+    model = Viewing(3).to(memory_format=torch.channels_last) if stage == "check_takes" else tiny()
+    layers = [type(m) for m in model.modules()]
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="refused"):
+        patch.setattr(apart_module, stage, refuse)
+        Apart(model, 6, SHAPE, amp=torch.bfloat16, points=["norm"] if stage == "check_takes" else None)
+    assert [type(m) for m in model.modules()] == layers
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.dim() == 4)
+    if stage != "check_takes":
+        assert all(Apart(model, 6, SHAPE, amp=torch.bfloat16).points._fused)
 
 
 def test_bad_use_is_told():

@@ -242,6 +242,7 @@ def test_pretrained_weights(source, monkeypatch, capsys):
     )
     monkeypatch.setitem(find_start.__globals__["SOURCES"], source, made)
     origin = find_start(find_start.__globals__["PRETRAINED"], f"{source}/resnet18", 3, (32, 32))
+    assert origin.normalised  # outside of the network, which a line then says
     assert list(origin.weights.values())[0].shape == (1000, 6) and callable(getattr(external, fetch))
 
     def fail(*_):
