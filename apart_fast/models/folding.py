@@ -89,7 +89,7 @@ class Folded:
             keep_stem_precise(folded, sample)
             stem = find_stem(folded, sample)
             for module in folded.modules():
-                if layer_class(module) in (nn.Conv2d, nn.Linear, ChannelAffine) and module is not stem:
+                if layer_class(module) in (nn.Conv2d, nn.Linear, ChannelAffine) and module not in stem:
                     module.to(amp)
         self.network = folded
 

@@ -39,11 +39,12 @@ class _Precise(Dress):
             return super().forward(x)  # type: ignore[misc]
 
 
-def find_stem(model: nn.Module, sample: Tensor) -> nn.Module | None:
-    """The first convolution or linear layer that a forward of `sample` [B, C, H, W] calls, or None."""
-    called: list[nn.Module] = []
+def find_stem(model: nn.Module, sample: Tensor) -> list[nn.Module]:
+    """The first convolution or linear layer that a forward of `sample` [B, C, H, W] calls, if there is one, and those
+    that are called with the same tensor."""
+    called: list[tuple[nn.Module, tuple]] = []
     handles = [
-        module.register_forward_pre_hook(lambda m, _: called.append(m))
+        module.register_forward_pre_hook(lambda m, given: called.append((m, given)))
         for module in model.modules()
         if isinstance(module, _LAYERS)
     ]
@@ -53,24 +54,27 @@ def find_stem(model: nn.Module, sample: Tensor) -> nn.Module | None:
     finally:
         for handle in handles:
             handle.remove()
-    return called[0] if called else None
+    if not called:
+        return []
+    first, pixels = called[0]
+    beside = [module for module, given in called[1:] if given and pixels and given[0] is pixels[0]]
+    return list(dict.fromkeys([first, *beside]))
 
 
-def keep_stem_precise(model: nn.Module, sample: Tensor) -> Dressed | None:
-    """Let the model's first layer compute outside autocast, in place.
+def keep_stem_precise(model: nn.Module, sample: Tensor) -> list[Dressed]:
+    """Let the model's first layer, and those that take the same pixels beside it, compute outside autocast, in place.
 
     Args:
         sample: [B, C, H, W] pixels on the model's device, to see which layer is the first.
 
     Returns:
-        a handle with `remove()`; None, after a warning, where there is no such layer.
+        handles with `remove()`; none, after a warning, where there is no such layer.
     """
-    stem = find_stem(model, sample)
-    if stem is None:
+    layers = find_stem(model, sample)
+    if not layers:
         warnings.warn(
             "found no first convolution to keep in float32: under mixed precision, check that a perturbation of "
             "eps/100 still reaches the network",
             stacklevel=2,
         )
-        return None
-    return Dressed(stem, _Precise)
+    return [Dressed(layer, _Precise) for layer in layers]

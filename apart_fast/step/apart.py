@@ -152,10 +152,10 @@ class Apart(StepSizesAtHand):
             on_cpu = self.device.type == "cpu"
             multiplied = multiply_patches(model, amp) if on_cpu else []
             self._dressed += multiplied
-            self._stem = keep_stem_precise(self._network, sample) if precise else None
-            self._dressed += [self._stem] if self._stem else []
+            stem = keep_stem_precise(self._network, sample) if precise else []
+            self._dressed += stem
             self._dressed += thin_out(model) if on_cpu else []
-            self._uncast = nn.ModuleList(dressed.layer for dressed in (*multiplied, self._stem) if dressed)
+            self._uncast = nn.ModuleList(dressed.layer for dressed in (*multiplied, *stem))
             self._counters = BatchCounters(model)
             self.loss = CrossEntropy(self._network, amp, label_smoothing, method.loss.relax, self.generator)
             self.objective = Objective(method.loss, dtype, self.device)

@@ -107,7 +107,7 @@ def test_a_first_layer_can_be_both_and_be_copied_and_pickled():
     model = nn.Sequential(nn.Conv2d(3, 4, 1, 2), nn.Flatten(), nn.LazyLinear(2))
     x = torch.rand(2, 3, 4, 4)
     expected = model(x)
-    handles = [*thin_out(model), keep_stem_precise(model, x)]
+    handles = [*thin_out(model), *keep_stem_precise(model, x)]
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(other[0]) is type(model[0]) and layer_class(other[0]) is nn.Conv2d
         torch.testing.assert_close(other(x), expected)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from apart_fast import Apart, build_model
+from apart_fast.models.folding import fold
 from apart_fast.models.stem import find_stem
 from apart_fast.step.optimizer import SGD
 
@@ -63,10 +64,37 @@ def test_what_enters_the_first_convolution(amp, monkeypatch):
 def test_the_check_above_sees_a_plain_autocast(monkeypatch):
     """Without the precise stem bfloat16 swallows more than 1 % of eps, so the test above can fail."""
     apart, images, labels = make(torch.bfloat16)
-    stem = find_stem(apart.model, torch.zeros(2, 3, 32, 32))
+    (stem,) = find_stem(apart.model, torch.zeros(2, 3, 32, 32))
     stem.__class__ = torch.nn.Conv2d
     seen, (x1,) = first_conv_inputs(apart, images, labels, monkeypatch)
     assert (seen[-1] - x1.permute(0, 3, 1, 2)).square().mean().sqrt() > 0.01 * EPS
+
+
+class TwoFirst(torch.nn.Module):
+    """As RepVGG and others: two layers take the pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(3, 8, 1)
+        self.conv, self.linear = torch.nn.Conv2d(8, 8, 3), torch.nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.narrow(x) + self.wide(x))
+        return self.linear(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_all_layers_that_take_the_pixels_are_precise():
+    model, x = TwoFirst(), torch.rand(2, 3, 32, 32)
+    apart = Apart(model, 8, (32, 32, 3), method="fgsm", amp=torch.bfloat16)
+    folded = fold(model.eval(), x, torch.bfloat16)
+    for network in (model, folded):
+        for layer in (network.wide, network.narrow):
+            exact = torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=layer.padding)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(layer(x), exact.bfloat16())  # nothing but its result is rounded
+    assert folded.conv.weight.dtype == torch.bfloat16
+    apart.remove()
+    assert {type(layer) for layer in (model.wide, model.narrow)} == {torch.nn.Conv2d}
 
 
 def zero_signs(apart, images, labels):
