@@ -14,9 +14,10 @@ from apart_fast.device import pick_device
 from apart_fast.evaluation.judge import describe
 from apart_fast.loaders import load_dataset, subset
 from apart_fast.runs.card import write_card
-from apart_fast.runs.checkpoint import check_data, load, load_network
+from apart_fast.runs.checkpoint import check_data, load, load_network, weights_of
 from apart_fast.runs.environment import environment
 from apart_fast.runs.json_files import read_if_there
+from apart_fast.runs.judged import digest
 from apart_fast.runs.reading import Run
 from apart_fast.training.setup import split
 from apart_fast.units import parse_eps
@@ -152,7 +153,9 @@ def _leave_evaluation(run: Run, known: Results) -> None:
     if run.evaluation and not _of_these_weights(run, run.evaluation):
         print(f"note: {run.folder.path}/evaluation.json is of another evaluation and stays; see judged.json beside it")
         return
-    about = {"dataset": run.config.dataset, "attacks": _on_most_images(known), "environment": environment()}
+    weights = digest(weights_of(load(getattr(run.folder, judged_weights(run.config)))))
+    about = {"weights": weights, "dataset": run.config.dataset}
+    about |= {"attacks": _on_most_images(known), "environment": environment()}
     run.folder.write("evaluation.json", _about(run) | about)
     write_card(run.folder, run.config)
 

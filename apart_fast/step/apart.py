@@ -15,12 +15,10 @@ from apart_fast.kernels import Crops
 from apart_fast.models.channels_last import PlainLayout, any_layout
 from apart_fast.models.default_points import default_points
 from apart_fast.models.dressing import Dressed
+from apart_fast.models.layers import dress_layers
 from apart_fast.models.logits import check_parameters
 from apart_fast.models.modes import frozen, is_compiled
 from apart_fast.models.norms import BatchCounters
-from apart_fast.models.patches import multiply_patches
-from apart_fast.models.stem import keep_stem_precise
-from apart_fast.models.thinning import thin_out
 from apart_fast.models.trial import check_takes
 from apart_fast.step import spans
 from apart_fast.step.checks import check_arguments, check_batch, check_trainable
@@ -148,14 +146,7 @@ class Apart(StepSizesAtHand):
             check_takes(self._network, sample, amp)
             if self.points:
                 self.points.try_out(self._network, sample)
-            precise = amp is not None or self.device.type == "cuda"  # where TF32 would round the perturbation away
-            on_cpu = self.device.type == "cpu"
-            multiplied = multiply_patches(model, amp) if on_cpu else []
-            self._dressed += multiplied
-            stem = keep_stem_precise(self._network, sample) if precise else []
-            self._dressed += stem
-            self._dressed += thin_out(model) if on_cpu else []
-            self._uncast = nn.ModuleList(dressed.layer for dressed in (*multiplied, *stem))
+            self._uncast = dress_layers(model, self._network, sample, amp, self._dressed)
             self._counters = BatchCounters(model)
             self.loss = CrossEntropy(self._network, amp, label_smoothing, method.loss.relax, self.generator)
             self.objective = Objective(method.loss, dtype, self.device)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from apart_fast import METHODS, Apart, Method, UserError, build_model, evaluate, get_method
+from apart_fast.models import layers
 from apart_fast.models.channels_last import any_layout
 from apart_fast.step import apart as apart_module
 
@@ -364,11 +365,11 @@ def test_a_model_that_is_refused_is_as_it_came(stage, monkeypatch):
         raise UserError("refused")
 
     model = Viewing(3).to(memory_format=torch.channels_last) if stage == "check_takes" else tiny()
-    layers = [type(m) for m in model.modules()]
+    kinds = [type(m) for m in model.modules()]
     with monkeypatch.context() as patch, pytest.raises(UserError, match="refused"):
-        patch.setattr(apart_module, stage, refuse)
+        patch.setattr(layers if stage == "thin_out" else apart_module, stage, refuse)
         Apart(model, 6, SHAPE, amp=torch.bfloat16, points=["norm"] if stage == "check_takes" else None)
-    assert [type(m) for m in model.modules()] == layers
+    assert [type(m) for m in model.modules()] == kinds
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.dim() == 4)
     if stage != "check_takes":
