@@ -152,7 +152,7 @@ def _of_run(file: Path, in_folder: bool) -> Stored:
     averaged = state.get("average")
     description = dict(state["description"])
     description["image_size"] = tuple(description["image_size"])
-    weights = dict(averaged or state["model"])
+    weights = dict(checkpoint.weights_of(state))
     card = _card(file, weights, state["dataset"])
     return Stored(
         file,

@@ -63,7 +63,7 @@ def read_origin(path: Path) -> Origin:
     value = _read_torch(file)
     if isinstance(value, dict) and misfit(value, Ours) is None:
         state = checkpoint.load(file)
-        found = origin_of(file, state.get("average") or state["model"])
+        found = origin_of(file, checkpoint.weights_of(state))
         found.classes = state.get("classes")
         sizes = state.get("apart", {}).get("step_sizes")
         found.step_sizes = [] if sizes is None or not sizes.any() else sizes.double().tolist()

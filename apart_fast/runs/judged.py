@@ -40,14 +40,12 @@ def fitting(
     judged = read_if_there(folder.path / "evaluation.json", Evaluation, "make it again, or remove it")
     found = [one for one in (judged, known) if isinstance(one, dict) and one and misfit(one, Evaluation) is None]
     digests = {digest(weights) for weights in networks} if found else set()
-    if (fits := next((one for one in found if _unlike(one, digests, dataset) is None), None)) is not None:
-        return fits
-    for one in found[:1]:
-        name = Path(str(one.get("checkpoint", ""))).name
-        if of in (None, name):
-            why = _unlike(one, digests, dataset)
-            words = f"an evaluation of {name} in {folder.path} {why}: its figures are left out"
-            warnings.warn(f"{words}; to have some, evaluate again", stacklevel=3)
+    whys = [_unlike(one, digests, dataset) for one in found]
+    if None in whys:
+        return found[whys.index(None)]
+    if found and of in (None, name := Path(str(found[0].get("checkpoint", ""))).name):
+        words = f"an evaluation of {name} in {folder.path} {whys[0]}: its figures are left out"
+        warnings.warn(f"{words}; to have some, evaluate again", stacklevel=3)
     return None
 
 
