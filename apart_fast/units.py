@@ -141,6 +141,12 @@ def parse_eps(value: str | float) -> float:
     return eps
 
 
+def eps_words(eps: float) -> str:
+    """As literature writes it: 8/255, or 0.031 where it is no whole number of levels."""
+    levels = eps * 255
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:.4g}"
+
+
 def check_seed(seed: int, name: str = "seed") -> int:
     """`seed` as an int, if it is one from 0 to 2^63 - 1, as every generator takes it; `name`: what messages call it.
 

@@ -118,6 +118,15 @@ def _judge(config: CurvesConfig, model: torch.nn.Module, images: torch.Tensor, l
     return [attacks["clean"].accuracy, attacks["pgd-20"].accuracy, attacks["pgd-20"].unsearched]
 
 
+def _refuse_others(config: CurvesConfig, runs: Sequence[Run]) -> None:
+    """Runs beside which the published curves say nothing."""
+    for one in runs:
+        eps = config.eps if config.judge else one.config.eval_eps
+        if one.config.dataset != "cifar10" or abs(parse_eps(eps) - 8 / 255) > 1e-3:  # 0.031 is theirs too
+            what = f"{one.name} is of {one.config.dataset}, judged within {eps}"
+            raise UserError(f"the published curves are of cifar10 within 8/255, but {what}: leave --published out")
+
+
 def measure(config: CurvesConfig) -> dict:
     """The numbers: accuracies are fractions, epochs count from 1.
 
@@ -127,10 +136,13 @@ def measure(config: CurvesConfig) -> dict:
     follow. `methods`: for each label `seeds`, and of best, last and drop {mean, min, max} over them.
 
     Raises:
-        UserError: a run that is not finished (without unfinished), kept no weights (judge), or has nothing recorded.
+        UserError: a run that is not finished (without unfinished), kept no weights (judge), or has nothing recorded;
+            one of other data or within another radius (published).
     """
     groups = group_runs(open_runs(config.runs, weights=config.judge, unfinished=config.unfinished))
     opened = [one for mine in groups.values() for one in mine]  # a method's seeds in a row
+    if config.published:
+        _refuse_others(config, opened)
     labels = [label for label, mine in groups.items() for _ in mine]
     prefer = "val_pgd20" if config.published else "probe_pgd10"  # the published curves are PGD-20
     name, found = judged(config, opened) if config.judge else recorded(opened, prefer)

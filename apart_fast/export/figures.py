@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 from apart_fast.evaluation.caution import mark
 from apart_fast.runs.json_files import Evaluation, Judged
 from apart_fast.runs.schema import misfit
+from apart_fast.units import eps_words
 
 _PRIVATE = {"environment", "checkpoint", "files"}  # machines, commands and paths of who made it
 _NAMES = {"best.pt": "best", "last.pt": "last"}  # file -> its entry among the figures of a card
 
 
 class Figure(NamedTuple):
-    """Accuracy under an attack, its 95 % interval, the number of images, eps, and words where it is no measure."""
+    """Accuracy under an attack, its 95 % interval, the number of images, eps, random starts of PGD for each image, and
+    words where it is no measure."""
 
     attack: str
     accuracy: float
@@ -21,18 +23,16 @@ class Figure(NamedTuple):
     high: float
     n: int
     eps: float
+    restarts: int
     caution: str
 
     @property
     def words(self) -> str:
-        """What the accuracy is of, in words: "clean", "pgd-20 at 8/255"."""
-        return self.attack if self.attack == "clean" else f"{self.attack} at {eps_words(self.eps)}"
-
-
-def eps_words(eps: float) -> str:
-    """As literature writes it: 8/255, or 0.031 where it is no whole number of levels."""
-    levels = eps * 255
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:.4g}"
+        """What the accuracy is of, in words: "clean", "pgd-20 at 8/255", "pgd-50 at 8/255, 10 restarts"."""
+        if self.attack == "clean":
+            return self.attack
+        starts = f", {self.restarts} restarts" if self.restarts > 1 else ""
+        return f"{self.attack} at {eps_words(self.eps)}{starts}"
 
 
 def public_name(dataset: str) -> str:
@@ -90,5 +90,6 @@ def _of(judged: dict[str, Any]) -> list[Figure]:
     for attack, result in judged.get("attacks", {}).items():
         accuracy, low, high = (result.get(name) for name in ("accuracy", "low", "high"))
         if accuracy is not None and low is not None and high is not None and "n" in result:
-            made.append(Figure(attack, accuracy, low, high, result["n"], judged["eps"], mark(result)))
+            starts = judged.get("restarts", 1) if attack.startswith("pgd") else 1  # the others have none
+            made.append(Figure(attack, accuracy, low, high, result["n"], judged["eps"], starts, mark(result)))
     return made

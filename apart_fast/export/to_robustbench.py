@@ -11,11 +11,12 @@ from torch import Tensor
 
 import apart_fast
 from apart_fast.export.card_page import card_page
-from apart_fast.export.figures import eps_words, figures
+from apart_fast.export.figures import figures
 from apart_fast.export.opening import SOURCE, open_source
 from apart_fast.export.source import network_source
 from apart_fast.export.stored import Stored
 from apart_fast.files import to_json
+from apart_fast.units import eps_words
 
 WEIGHTS = "weights.pt"
 BENCHMARKS = {"cifar10": "cifar10", "cifar100": "cifar100"}  # data sets of RobustBench that are trained on here
@@ -133,7 +134,7 @@ def model_info(stored: Stored) -> tuple[dict[str, Any], float]:
     training = stored.public_card.get("training")
     known = isinstance(training, dict) and training.get("init_from", "unknown") is None
     additional = False if known else None  # weights that it began with may have seen other data
-    pgd = [value for attack, value in of.items() if attack.startswith("pgd")]
+    pgd = [figure.accuracy for figure in found if figure.attack.startswith("pgd") and figure.eps == eps]
     return {
         "link": None,
         "name": None,
@@ -145,7 +146,7 @@ def model_info(stored: Stored) -> tuple[dict[str, Any], float]:
         "architecture": stored.description["name"],
         "eps": eps_words(eps),
         "clean_acc": of.get("clean"),
-        "reported": of.get("autoattack", pgd[-1] if pgd else None),
+        "reported": of.get("autoattack", f"{100 * min(pgd):.2f}" if pgd else None),
         "autoattack_acc": of.get("autoattack"),
     }, eps
 

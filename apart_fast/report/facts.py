@@ -9,6 +9,7 @@ from apart_fast.evaluation.caution import mark
 from apart_fast.report.text import NOTHING, count, duration, number, percent, plain, scaled
 from apart_fast.runs.config import TrainConfig
 from apart_fast.runs.reading import Run, points
+from apart_fast.units import eps_words, parse_eps
 
 PLACES = ("out", "resume")  # settings that say nothing of the training
 
@@ -166,15 +167,19 @@ def costs(runs: Sequence[Run]) -> list[Row]:
 
 
 def comparison(runs: Sequence[Run]) -> list[Row]:
-    """Accuracies and costs of the runs, a line each."""
+    """Accuracies and costs of the runs, a line each; accuracies within different radii have lines of their own."""
     found: dict[tuple[str, str], list[str | Accuracy]] = {}
+    alike = len({parse_eps(run.config.eval_eps) for run in runs}) == 1
     for i, run in enumerate(runs):
         for judgement in judgements(run):
+            title = judgement.title
+            if not alike and not title.startswith("Clean"):
+                title += f" at {eps_words(parse_eps(run.config.eval_eps))}"
             shown = {"last weights": judgement.shown[0]}
             if isinstance(run.summary.get("test"), dict):  # validation's figures are of the last weights alone
                 shown["best weights"] = judgement.shown[-1]
             for which, value in shown.items():
-                row = found.setdefault((judgement.title, which), [NOTHING] * len(runs))
+                row = found.setdefault((title, which), [NOTHING] * len(runs))
                 epoch = number(run.summary, "best", "epoch") if which == "best weights" else None
                 row[i] = dataclasses.replace(value, note=f"epoch {epoch}" if epoch else "")
     return [Row(*key, tuple(cells)) for key, cells in found.items()] + costs(runs)

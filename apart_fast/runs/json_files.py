@@ -37,6 +37,7 @@ class Judged(TypedDict):
 
     n: NotRequired[int]
     eps: NotRequired[float]
+    restarts: NotRequired[int]
     attacks: NotRequired[dict[str, Result]]
 
 

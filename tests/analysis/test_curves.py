@@ -111,6 +111,16 @@ def test_beside_published_curves_pgd_20_is_preferred(write_run):
     assert measured(run)["measure"] == "probe_pgd10" and measured(run, published=True)["measure"] == "val_pgd20"
 
 
+def test_published_curves_stand_beside_runs_of_their_data_and_radius_alone(write_run):
+    other = write_run("other", [0.1, 0.2], dataset="svhn")
+    with pytest.raises(UserError, match="other is of svhn, judged within 8/255: leave --published out"):
+        measured(other, published=True)
+    near = write_run("near", [0.1, 0.2], eval_eps="2/255")
+    with pytest.raises(UserError, match="near is of cifar10, judged within 2/255"):
+        measured(near, published=True)
+    assert measured(write_run("same", [0.1, 0.2], eval_eps="0.031"), published=True)["published"]
+
+
 def curve_lines(figure):
     return {line.get_label(): line for line in figure.axes[0].lines if not line.get_label().startswith("_")}
 

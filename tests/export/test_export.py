@@ -18,7 +18,7 @@ import torch
 from apart_fast import UserError, load
 from apart_fast.cli import main
 from apart_fast.export import comparing, to_robustbench, write
-from apart_fast.export.figures import Figure
+from apart_fast.export.figures import Figure, figures
 from apart_fast.export.formats import FORMATS, check_installed
 from apart_fast.export.settings import ExportConfig, FormatName
 from apart_fast.export.stored import read_network
@@ -189,15 +189,31 @@ def test_robustbench_has_what_its_benchmark_and_its_json_need(cifar, outside, mo
 
 
 def test_robustbench_takes_figures_of_the_whole_test_set_alone(cifar, monkeypatch):
-    def info(n=10_000, caution="", eps=8 / 255):
-        made = [Figure("clean", 0.75, 0.7, 0.8, 10_000, 8 / 255, ""), Figure("pgd-20", 0.5, 0.4, 0.6, n, eps, caution)]
+    def info(n=10_000, caution="", eps=8 / 255, *more):
+        clean = Figure("clean", 0.75, 0.7, 0.8, 10_000, 8 / 255, 1, "")
+        made = [clean, *more, Figure("pgd-20", 0.5, 0.4, 0.6, n, eps, 1, caution)]
         monkeypatch.setattr(to_robustbench, "figures", lambda _: made)
         return to_robustbench.model_info(read_network(cifar.parent))[0]
 
     assert (info()["clean_acc"], info()["reported"]) == ("75.00", "50.00")
+    stronger = Figure("pgd-50", 0.45, 0.4, 0.5, 10_000, 8 / 255, 10, "")
+    assert info(10_000, "", 8 / 255, stronger)["reported"] == "45.00"
     for others in (dict(n=200), dict(caution="no measure of robustness"), dict(eps=4 / 255)):
         found = info(**others)
         assert (found["clean_acc"], found["reported"], found["eps"]) == ("75.00", None, "8/255")
+
+
+def test_figures_with_more_random_starts_are_others():
+    def judged(accuracy, n, **more):
+        result = {"accuracy": accuracy, "low": accuracy, "high": accuracy, "n": n}
+        return {"eps": 8 / 255, "attacks": {"clean": result, "pgd-20": result}, **more}
+
+    card = {"evaluation": {"test": {"last": judged(0.5, 10_000)}, "further": judged(0.4, 1_000, restarts=10)}}
+    assert [(one.words, one.accuracy) for one in figures(card)] == [
+        ("clean", 0.5),
+        ("pgd-20 at 8/255", 0.5),
+        ("pgd-20 at 8/255, 10 restarts", 0.4),
+    ]
 
 
 @pytest.mark.skipif(find_spec("pyautoattack") is None, reason="not installed: pyautoattack")

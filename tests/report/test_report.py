@@ -150,6 +150,15 @@ def test_runs_side_by_side(apart, fgsm, tmp_path):
     assert "--out" not in {s.flag for s in changed} and "--out" in {s.flag for s in every}
 
 
+def test_accuracies_within_different_radii_are_not_in_one_row(apart, own):
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"eval_eps": "4/255"}))
+    rows = {row.title: row.cells for row in comparison(read_runs([apart, own])) if row.note == "last weights"}
+    assert [i for i, cell in enumerate(rows["PGD-20 test accuracy at 8/255"]) if cell == "–"] == [1]
+    assert [i for i, cell in enumerate(rows["PGD-20 test accuracy at 4/255"]) if cell == "–"] == [0]
+    assert "–" not in rows["Clean test accuracy"]
+
+
 def test_validation_says_nothing_of_the_best_weights(own):
     summary = json.loads((own / "summary.json").read_text())
     (own / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "test"}))
