@@ -149,7 +149,6 @@ def _of_run(file: Path, in_folder: bool) -> Stored:
         assert state is not None
     else:
         state = checkpoint.load(file)
-    averaged = state.get("average")
     description = dict(state["description"])
     description["image_size"] = tuple(description["image_size"])
     weights = dict(checkpoint.weights_of(state))
@@ -162,18 +161,19 @@ def _of_run(file: Path, in_folder: bool) -> Stored:
         state["dataset"],
         state.get("method"),
         state["epoch"],
-        _what(file.name, bool(averaged), card),
+        _what(file.name, state, card),
         reading_of(state),
         card,
     )
 
 
-def _what(name: str, averaged: bool, card: dict[str, Any]) -> str:
+def _what(name: str, state: dict[str, Any], card: dict[str, Any]) -> str:
     """Which weights these are, in words."""
     training = card.get("training")
     ema = training.get("ema") if isinstance(training, dict) else None
     best = "best " if name == "best.pt" else ""
-    return f"{best}averaged weights" if averaged or (best and ema) else f"{best}weights"
+    averaged = state.get("average") or state.get("averaged", best and ema)  # older files do not say
+    return f"{best}averaged weights" if averaged else f"{best}weights"
 
 
 def _names(dataset: str, count: int) -> list[str]:

@@ -101,7 +101,7 @@ class Reading(TypedDict):
 
 
 class Weights(TypedDict):
-    """A checkpoint of a network: best.pt, weights/epoch-0001.pt."""
+    """A checkpoint of a network: best.pt, weights/epoch-0001.pt; `averaged`: whether `model` is the average."""
 
     format: Literal[1]
     kind: Literal["weights", "training"]
@@ -112,6 +112,7 @@ class Weights(TypedDict):
     reading: NotRequired[Reading]
     method: NotRequired[str]
     epoch: Count
+    averaged: NotRequired[bool]
 
 
 @dataclass

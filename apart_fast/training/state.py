@@ -73,7 +73,10 @@ class TrainingState:
 
     def weights(self, model: nn.Module, epoch: int) -> dict:
         """A checkpoint of the weights alone, after `epoch` (from 1). With several ranks all of them ask for it."""
-        return {"kind": "weights", "model": self._of_all_ranks(model), **self._about, "epoch": epoch}
+        average = self._parts.average
+        averaged = average is not None and model is average.model
+        state = {"kind": "weights", "model": self._of_all_ranks(model), **self._about, "epoch": epoch}
+        return state | {"averaged": averaged}
 
     def _of_all_ranks(self, model: nn.Module) -> dict[str, Tensor]:
         """The state of a model whose weights all ranks have, and its buffers' means over the ranks."""

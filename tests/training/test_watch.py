@@ -9,6 +9,7 @@ from torch import nn
 
 from apart_fast.cli import main
 from apart_fast.evaluation import attacks, jobs, judge
+from apart_fast.export.stored import read_network
 from apart_fast.runs.config import TrainConfig
 from apart_fast.step.methods import get_method
 from apart_fast.training import trainer, watch
@@ -117,6 +118,8 @@ def test_a_run_keeps_the_better_and_tests_it(settings, tmp_path, capsys):
     kind = "average" if found[epoch, "val_pgd10"] == summary["best"]["accuracy"] else "model"
     same = all(torch.equal(best[name], last[kind][name]) for name in best)
     assert same == (epoch == len(records))
+    words = {"average": "best averaged weights", "model": "best weights"}[kind]
+    assert read_network(run / "best.pt").what == words
     with pytest.raises(SystemExit) as end:
         main(["train", *settings, "--best-of", "both", "--out", str(tmp_path / "other")])
     assert end.value.code == 2 and "give --ema" in capsys.readouterr().err
