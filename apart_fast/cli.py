@@ -34,12 +34,13 @@ def guarded(command: Callable[[], object]) -> int:
             if error.filename is None or error.strerror is None:
                 raise
             return _end(f"error: {os.fsdecode(error.filename)}: {error.strerror}", 2)
-        except RuntimeError as error:
-            torch = sys.modules.get("torch")  # where it is not imported, nothing was allocated
-            if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        except (RuntimeError, MemoryError) as error:
+            torch = sys.modules.get("torch")  # where it is not imported, nothing was allocated on a GPU
+            on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+            if not (on_gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
                 raise
-            reason = str(error).splitlines()[0]
-            return _end(f"error: out of GPU memory ({reason}): lower the batch size", 2)
+            reason = (str(error).splitlines() or ["nothing is left"])[0]
+            return _end(f"error: out of {'GPU ' * on_gpu}memory ({reason}): lower the batch size", 2)
     return 0
 
 

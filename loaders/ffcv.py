@@ -69,7 +69,7 @@ class FfcvLoader(Loader):
             for images, labels, read in reader:
                 count = len(labels)
                 if not np.array_equal(read, positions[done : done + count]):
-                    raise RuntimeError(f"{self.path} gave other examples than asked for: delete it and run again")
+                    raise UserError(f"{self.path} gave other examples than asked for: delete it and run again")
                 done += count
                 yield _copy(images, self.device), self._rows[:count], _copy(labels, self.device)
 

@@ -182,6 +182,8 @@ def test_a_missing_checkpoint_has_one_line(tmp_path):
         (PermissionError(errno.EACCES, "Permission denied", "data"), 2, "error: data: Permission denied\n"),
         (OSError(errno.ENOSPC, "full"), 2, "no space left"),
         (torch.OutOfMemoryError("40 GiB\nand more"), 2, "out of GPU memory (40 GiB): lower the batch size\n"),
+        (MemoryError(), 2, "error: out of memory (nothing is left): lower the batch size\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: out of memory (DefaultCPUAllocator"),
     ],
 )
 def test_how_a_command_ends(capsys, error, code, line):

@@ -1,5 +1,7 @@
 """The data sets that lie in --data-dir, read as a training reads them."""
 
+from pathlib import Path
+
 from apart_fast.check.lines import Given, Line, first_line
 from apart_fast.errors import UserError
 from apart_fast.loaders import DATASETS, load_dataset
@@ -12,11 +14,18 @@ def check(given: Given) -> list[Line]:
     return [_look(name, given) for name in DATASETS]
 
 
+def _lies_there(name: str, given: Given) -> bool:
+    """Whether these are folders of pictures, which are those of other sets too."""
+    root = Path(given.data_dir or ".").expanduser()
+    return name == "folder" and any((root / part).exists() for part in ("train", "test"))
+
+
 def _look(name: str, given: Given) -> Line:
     try:
         data = load_dataset(name, given.data_dir or ".", download=False, progress=False, cache=given.cache_dir)
     except UserError as error:
-        return Line(name, "fails" if "damaged" in str(error) else "missing", first_line(error))
+        wrong = "damaged" in str(error) or _lies_there(name, given)
+        return Line(name, "fails" if wrong else "missing", first_line(error))
     except Exception as error:  # of a file that nobody expected
         return Line(name, "fails", first_line(error))
     shape = "x".join(map(str, data.train.shape[1:]))

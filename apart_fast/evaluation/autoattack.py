@@ -5,7 +5,6 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from apart_fast.errors import UserError
 from apart_fast.evaluation.attacks import correct, refuse_training
 from apart_fast.models.modes import frozen
 
@@ -38,12 +37,10 @@ def autoattack(
         bool [N]: still classified correctly after all attacks.
 
     Raises:
-        UserError: pyautoattack is not installed, or the model is in training mode.
+        UserError: the model is in training mode.
     """
-    try:
-        from pyautoattack import AutoAttack
-    except ImportError as error:
-        raise UserError("AutoAttack needs the package pyautoattack: pip install 'apart_fast[autoattack]'") from error
+    from pyautoattack import AutoAttack
+
     refuse_training(model)
     tracer = sys.gettrace()
     try:

@@ -231,7 +231,7 @@ class Evaluator:
             self._prepare(images, device)
             check_classes(labels, self._num_classes)
             if self._calls > 1:  # how many of them are right, and so attacked, changes from call to call
-                self._attacked.steps.room = len(images)
+                self._attacked.steps.room = -(-n // us.size)
             mine = us.part(n)
             job = Job(
                 model=self._network,

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from apart_fast.errors import UserError
 
@@ -38,7 +39,8 @@ def parse_attacks(names: Sequence[str], restarts: int) -> dict[str, tuple[str, i
     """`parse_attack` of each name.
 
     Raises:
-        UserError: see there; no name at all, or more steps in all restarts than would ever end.
+        UserError: see there; no name at all, more steps in all restarts than would ever end, or AutoAttack's package is
+            not installed.
     """
     if isinstance(names, str):
         raise UserError(f"attacks {names!r} is text: give a list of names, such as ({names!r},)")
@@ -51,4 +53,6 @@ def parse_attacks(names: Sequence[str], restarts: int) -> dict[str, tuple[str, i
                 f"attack {name!r} is {(steps or 0) * restarts:,} steps for each image ({restarts:,} random starts): "
                 f"give at most {MOST_STEPS:,} in all"
             )
+    if "autoattack" in parsed and find_spec("pyautoattack") is None:  # not after hours of other attacks
+        raise UserError("AutoAttack needs the package pyautoattack: pip install 'apart_fast[autoattack]'")
     return parsed

@@ -22,14 +22,20 @@ class Compared(NamedTuple):
 
 
 @torch.no_grad()
-def compare(network: Callable[[Tensor], Tensor], opened: Callable[[Tensor], Tensor], images: Tensor) -> Compared:
+def compare(
+    network: Callable[[Tensor], Tensor], reopen: Callable[[], Callable[[Tensor], Tensor]], images: Tensor
+) -> Compared:
     """Compare the logits of both on images uint8 [N, H, W, C], some at a time and the first one alone.
+
+    Args:
+        reopen: gives what was written.
 
     Raises:
         UserError: logits differ by more than `WITHIN`, or a decision does, or logits are not finite.
     """
     mine = torch.cat([network(pixels(part)) for part in images.split(_AT_ONCE)]).float()
     try:
+        opened = reopen()
         alone = opened(pixels(images[:1]))
         theirs = torch.cat([opened(pixels(part)) for part in images.split(_AT_ONCE)]).float()
     except Exception as error:  # of whatever it is opened with

@@ -52,11 +52,9 @@ def given_away(card: dict[str, Any], file: str) -> dict[str, Any]:
     evaluation = card.get("evaluation")
     if file in _NAMES or file.endswith(".pt"):  # else it was given away before
         evaluation = dict(evaluation) if isinstance(evaluation, dict) else {}
-        test, further = evaluation.get("test"), evaluation.get("further")
+        test = evaluation.get("test")  # the further ones are of these weights (see `fitting`), whatever file had them
         name = _NAMES.get(file, "")
         evaluation["test"] = {name: test[name]} if isinstance(test, dict) and name in test else {}
-        of_it = isinstance(further, dict) and Path(str(further.get("checkpoint", ""))).name == file
-        evaluation["further"] = further if of_it else None
     training = card.get("training")
     if isinstance(training, dict) and isinstance(training.get("dataset"), str):
         training = {**training, "dataset": public_name(training["dataset"])}

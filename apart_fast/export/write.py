@@ -39,7 +39,7 @@ def export_network(config: ExportConfig) -> tuple[Stored, Path, Compared, str]:
             for name, data in contents.items():
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / name).write_bytes(data)
-        compared = compare(network, how.reopen(place), images)
+        compared = compare(network, lambda: how.reopen(place), images)
     return stored, out, compared, words
 
 

@@ -20,6 +20,7 @@ from apart_fast.measure.arithmetic import (
     other_passes,
 )
 from apart_fast.models import build_model
+from apart_fast.models.default_points import default_points
 from apart_fast.plan.settings import PlanConfig
 from apart_fast.step.methods import get_method
 
@@ -38,6 +39,7 @@ class Network:
         step_traffic: bytes that a step on one image reads and writes outside of convolutions and matrix products.
         kept: bytes of activations of one image that are kept for the backward of pass 2, and of pass 1 where gradients
             go through it too.
+        pointless: the method has block steps, and where is not known.
     """
 
     parameters: int
@@ -46,6 +48,15 @@ class Network:
     step_flops: float
     step_traffic: float
     kept: float
+    pointless: bool = False
+
+
+def _pointless(model: torch.nn.Module) -> bool:
+    try:
+        default_points(model)
+    except UserError:
+        return True
+    return False
 
 
 def count_network(config: PlanConfig) -> Network:
@@ -81,4 +92,5 @@ def count_network(config: PlanConfig) -> Network:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{config.model} cannot be counted without computing it: {reason}") from error
     traffic = (attack_passes(method) * attack + others) / _IMAGES
-    return Network(parameters, buffer_bytes, flops, method.passes * flops, traffic, kept / _IMAGES)
+    pointless = method.blocks and _pointless(model)
+    return Network(parameters, buffer_bytes, flops, method.passes * flops, traffic, kept / _IMAGES, pointless)

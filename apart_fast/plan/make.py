@@ -108,6 +108,10 @@ def _command(config: PlanConfig, flags: list[str]) -> str:
 
 def _notes(config: PlanConfig, network: Network, memory: Memory, choice: Choice, step: Step) -> list[str]:
     notes, fills = [], FILL * config.hardware.memory
+    if network.pointless:
+        notes.append(
+            f"{config.model} has no known perturbation points: name them with --points, or take --method fgsm+."
+        )
     if not choice.fits and memory.weights > fills:
         notes.append("Nothing fits, not even the weights: take a narrower network, or devices with more memory.")
     elif not choice.fits:  # omega lies on disk already

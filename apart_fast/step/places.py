@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from apart_fast.device import available_bytes
+from apart_fast.device import available_bytes, processes_here
 from apart_fast.errors import UserError
 from apart_fast.files import NO_ROOM
 from apart_fast.step.methods import OMEGA_DTYPES, Method
@@ -101,10 +101,11 @@ def _on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device,
 
 
 def _refuse_too_large(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    needed, available = _nbytes(shape, dtype), available_bytes()
+    needed, available = _nbytes(shape, dtype), available_bytes() / processes_here()
     if needed > available:  # the system would promise it, and end the process when it is used
         raise _TooLarge(
-            f"omega needs {needed / 1e9:.1f} GB of host memory, and {available / 1e9:.1f} GB are free",
+            f"omega needs {needed / 1e9:.1f} GB of host memory, and {available / 1e9:.1f} GB are free"
+            + " for each process" * (processes_here() > 1),
             "on disk (omega_device disk)",
         )
 

@@ -28,7 +28,7 @@ from apart_fast.training.run import load_data, load_last, machine
 from apart_fast.training.trainer import Trainer
 
 NAME = ".dry-run."  # how names of its folders begin
-JUDGED = 32  # images
+JUDGED = 32  # images, on a CPU
 LARGEST_GAP = 0.01  # between the weights after a step and the same step resumed, where bits may differ
 ON_DISK = 3  # checkpoints, while one is written
 
@@ -174,7 +174,9 @@ def _compare(after: dict[str, torch.Tensor], resumed: Trainer) -> None:
 
 def _judge(trainer: Trainer, config: TrainConfig) -> None:
     val = trainer.parts.splits.val
-    few, attacks = subset(val, min(JUDGED, len(val))), ("clean", "pgd-20")
+    # on a GPU as many as go through at a time: their captured step takes memory beside the training's
+    count = trainer.judge.batch_size * trainer.us.size if trainer.device.type == "cuda" else JUDGED
+    few, attacks = subset(val, min(count, len(val))), ("clean", "pgd-20")
     began = time.perf_counter()
     report = trainer.judge(few, attacks, torch.bfloat16 if config.amp else None)
     seconds = time.perf_counter() - began

@@ -60,6 +60,11 @@ class Judge:
         self._amp: torch.dtype | None = None  # of the evaluators
         self.eps = parse_eps(config.eval_eps)
 
+    @property
+    def batch_size(self) -> int:
+        """Images at a time in each process."""
+        return max(-(-self._config.batch_size // self._us.size), 128)
+
     def __call__(
         self,
         split: Split,
@@ -80,7 +85,7 @@ class Judge:
             self._evaluators[model] = Evaluator(
                 model,
                 eps=self.eps,
-                batch_size=max(self._config.batch_size, 128),
+                batch_size=self.batch_size,
                 seed=self._config.seed,
                 device=self._parts.device,
                 amp=amp,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from apart_fast.device import available_bytes, usable_cores
+from apart_fast.device import available_bytes, processes_here, usable_cores
 from apart_fast.errors import UserError
 from apart_fast.loaders.datasets import derived
 from apart_fast.loaders.datasets.decode import Decoded, Pattern, decode, pattern_of
@@ -148,7 +148,7 @@ class _Conversion:
         Raises:
             UserError: they do not fit.
         """
-        pattern, free = self._source.pattern(), available_bytes()
+        pattern, free = self._source.pattern(), available_bytes() / processes_here()
         if self._most(pattern) > free:
             raise UserError(
                 f"{error}; the memory ({free / 1e9:.3g} GB free) is too small for the decoded images "

@@ -128,6 +128,8 @@ def _found(path: Path, look: Callable[[Path, Note, bool], bool], rewrite: bool) 
         known = status.st_size > READ_ANEW and note.get("stamp") == _stamp(status)
         if not look(path, note, not known):
             raise ValueError("another content")
+    except PermissionError as error:  # of another user: nothing is wrong with it
+        raise UserError(f"{path} may not be read ({error.strerror}): {FLAG}") from error
     except (OSError, ValueError, LookupError, TypeError, RecursionError, MemoryError) as error:
         if rewrite:
             return None

@@ -117,7 +117,7 @@ def load_known(
     parts = [np.ascontiguousarray(x) for x in (arrays.images, arrays.test_images)]
     to = reading.resizing
     if to is not None and (to.size, to.size) != known.shape[:2]:
-        train, test = convert(_resized(parts, to), labels, root, name=name, cache=cache, progress=progress)
+        train, test = convert(_resized(parts, labels, to), labels, root, name=name, cache=cache, progress=progress)
     else:
         folder = folder_for(root, cache)
         train, test = (
@@ -127,7 +127,7 @@ def load_known(
     return Dataset(name, train, test, list(arrays.classes), known.flip)
 
 
-def _resized(parts: list[np.ndarray], to: Resizing) -> Source:
+def _resized(parts: list[np.ndarray], labels: list[np.ndarray], to: Resizing) -> Source:
     """uint8 images [N, H, W, C] of each part, brought to one size."""
 
     def decoded(_: Pattern) -> Iterator[Decoded]:
@@ -138,7 +138,9 @@ def _resized(parts: list[np.ndarray], to: Resizing) -> Source:
                 yield Decoded(np.stack([resize(x, to) for x in some]), not gray, Counter())
 
     pattern = Pattern((to.size, to.size, 3), "", to)
-    return Source(key_of([digest(*parts).encode()], to), lambda: pattern, decoded)
+    # the labels too: its note keeps fingerprints of both
+    key = key_of([digest(part).encode() for part in (*parts, *labels)], to)
+    return Source(key, lambda: pattern, decoded)
 
 
 def _check(known: KnownSet, arrays: Arrays) -> None:

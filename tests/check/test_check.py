@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,9 @@ def test_data_sets_of_a_folder_are_read(monkeypatch, capsys, tmp_path):
     assert check("--data-dir", str(tmp_path / "images")) == 0
     out = capsys.readouterr().out
     assert "48 training and 12 test images of 12x12x3" in out and "missing" in out
+    (tmp_path / "images" / "train" / "extra").mkdir()  # in one of two
+    assert check("--data-dir", str(tmp_path / "images")) == 1
+    assert re.search(r"^ *folder +fails", capsys.readouterr().out, re.M)
     assert check("--data-dir", str(tmp_path / "nosuch")) == 2
     assert "is not a folder" in capsys.readouterr().err
 

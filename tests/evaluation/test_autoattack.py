@@ -2,14 +2,17 @@
 
 import importlib.util
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from apart_fast.errors import UserError
+from apart_fast.evaluation import judge
 from apart_fast.evaluation.attacks import is_correct, pgd
 from apart_fast.evaluation.autoattack import autoattack
 from apart_fast.evaluation.judge import evaluate
+from apart_fast.runs.config import EvaluateConfig
 from tests.evaluation.networks import EPS, Hiding, Linear, Reshaping, data, worst_case
 
 needs_autoattack = pytest.mark.skipif(
@@ -21,6 +24,11 @@ def test_autoattack_missing_is_a_user_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(UserError, match=r"apart_fast\[autoattack\]"):
         evaluate(Linear(), *data(4), attacks=["autoattack"], progress=False)
+    monkeypatch.setitem(judge.RUN, "pgd", lambda *_: pytest.fail("attacked before it was told"))
+    with pytest.raises(UserError, match=r"apart_fast\[autoattack\]"):
+        evaluate(Linear(), *data(4), attacks=["pgd-1", "autoattack"], progress=False)
+    with pytest.raises(UserError, match=r"apart_fast\[autoattack\]"):
+        EvaluateConfig(Path("best.pt"), attacks=("clean", "autoattack")).check()
 
 
 @pytest.fixture

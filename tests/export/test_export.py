@@ -363,18 +363,21 @@ def test_comparing():
     def give(values):
         return lambda x: values[: len(x)]
 
-    assert comparing.compare(give(scores), give(scores), images) == (3, 0.0, 0)
+    def written(values):
+        return lambda: give(values)
+
+    assert comparing.compare(give(scores), written(scores), images) == (3, 0.0, 0)
     other = scores.clone()
     other[2] = other[2].flip(0)
-    assert comparing.compare(give(scores), give(other), images).ties == 1
+    assert comparing.compare(give(scores), written(other), images).ties == 1
     with pytest.raises(UserError, match="other logits"):
-        comparing.compare(give(scores), give(scores + torch.tensor([2e-4, 0])), images)
+        comparing.compare(give(scores), written(scores + torch.tensor([2e-4, 0])), images)
     with pytest.raises(UserError, match="other logits"):
-        comparing.compare(give(scores), give(scores * float("nan")), images)
+        comparing.compare(give(scores), written(scores * float("nan")), images)
     with pytest.raises(UserError, match="not finite"):
-        comparing.compare(give(scores * float("inf")), give(scores), images)
+        comparing.compare(give(scores * float("inf")), written(scores), images)
     with pytest.raises(UserError, match="gives .3, 1. instead of .3, 2."):
-        comparing.compare(give(scores), give(scores[:, :1]), images)
+        comparing.compare(give(scores), written(scores[:, :1]), images)
 
     def fixed(x):
         if len(x) == 1:
@@ -382,7 +385,13 @@ def test_comparing():
         return scores[: len(x)]
 
     with pytest.raises(UserError, match=r"cannot be run \(batch of 3 wanted\)"):
-        comparing.compare(give(scores), fixed, images)
+        comparing.compare(give(scores), lambda: fixed, images)
+
+    def refused():
+        raise NotImplementedError("IR version 99")
+
+    with pytest.raises(UserError, match=r"cannot be run \(IR version 99\)"):
+        comparing.compare(give(scores), refused, images)
 
 
 # ---- where it is written

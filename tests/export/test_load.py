@@ -86,6 +86,11 @@ def test_an_evaluation_of_these_weights_and_data_is_among_the_figures(run, tmp_p
     assert read_network(run / other).public_card["evaluation"]["further"] is None
 
 
+def test_the_same_weights_in_a_file_of_another_name_have_been_judged(run, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
+    assert all(further(run, "best.pt", checkpoint="elsewhere/copy.pt"))
+
+
 @pytest.mark.parametrize(
     ("changed", "why"),
     [

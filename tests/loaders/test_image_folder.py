@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +127,15 @@ def failing_write(code):
         yield
 
     return atomic_path
+
+
+def test_decoded_images_of_another_user_are_not_damaged(tmp_path, monkeypatch):
+    def denied(_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.raises(UserError, match="may not be read .Permission denied.: name another folder .* --cache-dir"):
+        derived._found(tmp_path / "x.npy", lambda *_: True, rewrite=True)
 
 
 def test_no_space_for_decoded_images(untouched, monkeypatch):

@@ -13,6 +13,7 @@ from torchvision.transforms import CenterCrop, Compose, Resize
 from apart_fast.kernels.crop import gather_crop
 from apart_fast.loaders import Split, load_dataset, make_loader
 from apart_fast.loaders.datasets import decode, folder, table
+from apart_fast.loaders.datasets.load import _resized
 from apart_fast.loaders.datasets.picture import Encoded, read_picture
 from apart_fast.loaders.datasets.reading import WAYS, Reading, Resizing, reading_of
 from apart_fast.loaders.datasets.resizing import HOW, resize
@@ -125,6 +126,14 @@ def test_a_known_set(tmp_path):
     make_folder(tmp_path, classes=tuple("0123456789"), size=(28, 28), mode="L")
     data = load("fashion-mnist", tmp_path, Resizing(40))
     assert data.train.shape == (30, 40, 40, 1) and data.classes == list(table.KNOWN["fashion-mnist"].names)
+
+
+def test_other_labels_make_another_known_set():
+    """What is known of both is kept under the key: a resumed run would take others for its own."""
+    images = [np.zeros((2, 28, 28, 1), np.uint8), np.zeros((1, 28, 28, 1), np.uint8)]
+    drawn = [[[0, 1], [1]], [[0, 1], [0]], [[0], [1, 1]], [[0, 1], [1]]]
+    keys = [_resized(images, [np.array(y) for y in labels], Resizing(32)).key for labels in drawn]
+    assert keys[0] == keys[3] and len(set(keys)) == 3
 
 
 def test_what_a_checkpoint_says_of_it():

@@ -271,6 +271,19 @@ def test_the_flags_are_those_of_train(capsys, words, flags):
     assert ("--omega-dtype" in found["flags"]) == bool(found["memory"]["omega"])
 
 
+def test_points_that_nobody_knows_are_to_be_named(capsys):
+    words = ["--model", "torchvision/squeezenet1_1", "--image-size", "32"]
+    _, out, _ = plan(capsys, *words)
+    assert "has no known perturbation points: name them with --points" in out
+    for others in ([*words, "--method", "fgsm+"], ["--image-size", "32"]):
+        assert "perturbation points" not in plan(capsys, *others)[1]
+
+
+def test_a_network_larger_than_this_machine_is_planned(capsys, monkeypatch):
+    monkeypatch.setattr("apart_fast.models.size.available_bytes", lambda: 1000)
+    assert plan(capsys, "--width", "2")[0] == 0
+
+
 @pytest.mark.parametrize("name", [name + "-2" * numbered for name, (_, numbered, _) in METHODS.items()])
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_what_is_planned_is_what_begins(monkeypatch, tmp_path, name, dtype):

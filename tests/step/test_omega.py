@@ -451,6 +451,16 @@ def test_where_there_is_no_room_only_what_goes_is_named(monkeypatch, method, dty
         Apart(tiny(), 6, SHAPE, method=method, omega_dtype=dtype)
 
 
+def test_each_process_of_a_host_has_its_part_of_the_memory(monkeypatch):
+    needed = make_memory("host", 6, SHAPE, 2, torch.int8, CPU).store.nbytes
+    monkeypatch.setattr(places, "available_bytes", lambda: 3.5 * needed)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    make_memory("host", 6, SHAPE, 2, torch.int8, CPU)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="GB are free for each process: .*on disk"):
+        make_memory("host", 6, SHAPE, 2, torch.int8, CPU)
+
+
 def test_methods_that_remember_each_example_are_named():
     with pytest.raises(UserError, match="omega_device host: the method trades-10 remembers nothing") as refused:
         Apart(tiny(), 6, SHAPE, method="trades", omega_device="host")
