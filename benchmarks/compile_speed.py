@@ -82,7 +82,9 @@ def measure(setting: Setting, precision: str, rounds: int) -> dict:
     seconds = time.perf_counter() - began  # of the step that compiled
     eager, compiled = (float(loss[0]) for _, loss in steps.values())
     assert abs(compiled / eager - 1) < TOLERANCE[precision], f"losses differ: {eager}, {compiled}"
-    timings = interleave({name: step for name, (step, _) in steps.items()}, rounds=rounds, warm_up=4)
+    timings = interleave(
+        {name: step for name, (step, _) in steps.items()}, rounds=rounds, warm_up=4, device=setting.device
+    )
     return {
         "loss": {"eager": eager, "compiled": compiled},
         "compile_seconds": seconds,

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from apart_fast.device import keep_freed_memory
+from apart_fast.device import keep_freed_memory, pick_device
 from apart_fast.measure.interleave import Spread, Timings
 from apart_fast.runs.environment import environment
+from apart_fast.training.algorithms import algorithms
 
 HEAD = ("what", "seconds", "faster than", "times [quartiles]", "ceiling", "share", "target")
 
@@ -45,6 +46,7 @@ class _Replay:
 
 
 ROWS = pytest.StashKey[dict[str, list[tuple[str, ...]]]]()  # group -> rows
+ABOUT = pytest.StashKey[dict[str, str | int]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,6 +60,13 @@ def onednn() -> Iterator[None]:
     before = torch.backends.mkldnn.set_flags(True)
     yield
     torch.backends.mkldnn.set_flags(*before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def as_in_training() -> Iterator[None]:
+    """On a GPU cuDNN searches for the quickest algorithms, for all rivals alike."""
+    with algorithms(pick_device(None), deterministic=False):
+        yield
 
 
 @pytest.fixture
@@ -107,14 +116,18 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
 
 
 def _environment(config: pytest.Config) -> dict[str, str | int]:
-    """Machine, versions and command (pytest-benchmark compares its `machine_info`, where the command must not be)."""
+    """Machine, versions and command (pytest-benchmark compares its `machine_info`, where the command must not be), as
+    they are before a file is written, which would make the commit one with changes."""
+    if ABOUT in config.stash:
+        return config.stash[ABOUT]
     versions = {name: _version(name) for name in ("triton", "ffcv", "pytest-benchmark")}
     about = environment() | versions | {"vector unit": torch.backends.cpu.get_cpu_capability()}
     about |= {
         "system": f"{platform.system()} {platform.machine()}",
         "command": " ".join(["python -m pytest", *config.invocation_params.args]),
     }
-    return {name: value for name, value in about.items() if value is not None}
+    config.stash[ABOUT] = {name: value for name, value in about.items() if value is not None}
+    return config.stash[ABOUT]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

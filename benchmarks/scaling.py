@@ -40,6 +40,7 @@ from apart_fast.runs.environment import environment
 from apart_fast.step.losses import CrossEntropy
 from apart_fast.step.optimizer import SGD
 from apart_fast.step.ranks import Ranks
+from apart_fast.training.algorithms import algorithms
 
 BUFFER = 2**24  # numbers of a copy and of an all-reduce
 ALONE, SILENT, FLAT, DDP = "rank 0 alone", "all, silent", "all, one flat all-reduce", "all, DDP around pass 2"
@@ -167,8 +168,9 @@ def main(config: Config) -> None:
         if device.type == "cpu":
             keep_freed_memory()
         kinds = (ALONE, SILENT, FLAT, DDP)
-        runs = {kind: training(kind, config, device, us.rank, us.size) for kind in kinds}
-        timings = interleave(runs, rounds=config.rounds, warm_up=2, device=device)
+        with algorithms(device, deterministic=False):  # as in training
+            runs = {kind: training(kind, config, device, us.rank, us.size) for kind in kinds}
+            timings = interleave(runs, rounds=config.rounds, warm_up=2, device=device)
         runs.clear()  # NCCL ends when no captured step holds a collective
         copy, sent = rates(device, us.size)
         if not us.first:

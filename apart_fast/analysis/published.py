@@ -6,6 +6,11 @@ from pathlib import Path
 _FILE = Path(__file__).parent / "published.json"
 
 
+def near_published(eps: float) -> bool:
+    """Whether `eps` is the radius of the published curves, 8/255 (or their 0.031)."""
+    return abs(eps - 8 / 255) <= 1e-3
+
+
 def published(name: str) -> dict:
     """An entry of published.json: "fgsm_curve" or "pgd_curve", lists over the epochs."""
     return json.loads(_FILE.read_text())[name]

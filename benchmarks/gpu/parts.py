@@ -66,7 +66,8 @@ class Part:
 
     seconds: estimate for an H100, and `how` it was made; needs: parts that must have passed; after: parts that are
     tried before; epochs: of a training; files: what it writes into the pending folder, moved to the output folder once
-    whole; prints: which of them is what it prints; absent: why it cannot run there.
+    whole; prints: which of them is what it prints; absent: why it cannot run there; folder: what it leaves in the
+    output folder, which goes when it is asked for anew.
     """
 
     words: Callable[[Place], list[str]]
@@ -78,6 +79,7 @@ class Part:
     files: tuple[str, ...] = ()
     prints: str | None = None
     absent: Callable[[Place], str | None] = lambda place: None
+    folder: str | None = None
 
     @property
     def interrupts(self) -> bool:
@@ -164,7 +166,9 @@ def _profile(name: str, batch: int) -> Part:
         return ["train.py", "--profile", "--no-progress", *size, *where]
 
     seconds = START + 20 + 1200 * step("apart", batch)
-    return Part(words, seconds, "start, 20 s of tracing, 1,200 steps or their floor", needs=SPEED, after=("data",))
+    return Part(
+        words, seconds, "start, 20 s of tracing, 1,200 steps or their floor", needs=SPEED, after=("data",), folder=name
+    )
 
 
 def _scaling() -> Part:

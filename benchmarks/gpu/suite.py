@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -213,6 +214,11 @@ def _run(config: Config, suite: Suite, name: str, deadline: float | None) -> int
         suite.note(name, "left out", why="the time was over")
         return 0
     earlier = suite.parts.get(name, {})
+    if earlier.get("state") == "passed":  # on another commit or device, or --again
+        if part.folder is not None:
+            shutil.rmtree(place.out / part.folder, ignore_errors=True)
+        elif not part.words(place):  # a finished training is not repeated: it stays what it is, and of when it was
+            return 0
     spent = float(earlier.get("seconds") or 0) if earlier.get("state") == "stopped" else 0.0
     began, code, slices, shown = time.monotonic(), STOPPED, 0, list(earlier.get("command") or [])
 

@@ -105,14 +105,22 @@ def _rate(entry: dict) -> float:
     return float(entry["group"].rsplit(", ", 2)[1].split()[0]) / 1e3 / entry["stats"]["median"]
 
 
+def _elsewhere(part: dict, about: dict) -> Lines:
+    """Where a part ran, as far as the head of the page says something else."""
+    return [f"{key} {part[key]}" for key in ("commit", "device") if key in part and part[key] != about.get(key)]
+
+
 def _parts(out: Path) -> Lines:
-    suite = read(out / "suite.json").get("parts") or {}
+    whole = read(out / "suite.json")
+    suite, about = whole.get("parts") or {}, whole.get("environment") or {}
     rows = []
     for name, part in PARTS.items():
         if (found := suite.get(name)) is None:
             continue
         seconds = "-" if not found.get("seconds") else f"{found['seconds']:.0f}"
-        rows.append([name, str(found.get("state", "-")), seconds, f"{part.seconds:.0f}", str(found.get("why") or "")])
+        remarks = [str(found.get("why") or ""), *_elsewhere(found, about)]
+        state, why = str(found.get("state", "-")), "; ".join(filter(None, remarks))
+        rows.append([name, state, seconds, f"{part.seconds:.0f}", why])
     lines = _rows(["part", "state", "seconds", "estimate", ""], rows)
     missing = [name for name in PARTS if name not in suite]
     return [*lines, *(["", f"Not asked for: {', '.join(missing)}."] if missing and lines else [])]

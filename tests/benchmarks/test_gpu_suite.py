@@ -6,6 +6,7 @@ programs they are for; what these do is tested elsewhere (tests/training, tests/
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -129,9 +130,11 @@ def test_parts_bring_what_they_need_and_are_not_repeated(ran):
     assert ran("kernel-speed", again=True) == (0, ["verify-kernels", "kernel-speed"])
 
 
-def test_what_passed_on_another_commit_or_device_has_not_passed(ran, monkeypatch):
+def test_what_passed_on_another_commit_or_device_has_not_passed(ran, monkeypatch, tmp_path):
     ran("verify-kernels")
     monkeypatch.setattr(suite, "environment", lambda: {"device": "A GPU", "commit": "def"})
+    assert ran("check")[0] == 0
+    assert re.search(r"\| verify-kernels \| passed .*\| commit abc \|", (tmp_path / "out" / "summary.md").read_text())
     assert ran("kernel-speed") == (0, ["verify-kernels", "kernel-speed"])
     monkeypatch.setattr(suite, "environment", lambda: {"device": "Another", "commit": "def"})
     assert ran("verify-kernels") == (0, ["verify-kernels"])
@@ -147,7 +150,7 @@ def test_a_failed_part_keeps_back_only_what_needs_it(ran, tmp_path, capsys):
     assert "regardless: needs verify-steps: failed" in (tmp_path / "out" / "summary.md").read_text()
 
 
-def test_a_stopped_training_goes_on_and_a_finished_one_is_left_alone(ran, tmp_path):
+def test_a_stopped_training_goes_on_and_a_finished_one_is_left_alone(ran, tmp_path, monkeypatch):
     folder, stopped = tmp_path / "out" / "apart-30", running.STOPPED
     code, started = ran("apart-30", codes={"apart-30": [stopped, stopped]}, slices=2)
     assert code == stopped and started.count("apart-30") == 2 and states(tmp_path)["apart-30"] == "stopped"
@@ -158,6 +161,10 @@ def test_a_stopped_training_goes_on_and_a_finished_one_is_left_alone(ran, tmp_pa
     assert seen == [["train.py", "--resume", str(folder), "--no-progress"]]
     (folder / "summary.json").write_text("{}")
     assert ran("apart-30", again=True)[1].count("apart-30") == 0 and states(tmp_path)["apart-30"] == "passed"
+    monkeypatch.setattr(suite, "environment", lambda: {"device": "A GPU", "commit": "def"})
+    ran("apart-30")
+    entry = json.loads((tmp_path / "out" / "suite.json").read_text())["parts"]["apart-30"]
+    assert entry["state"] == "passed" and entry["commit"] != "def"  # its figures are of then
 
 
 def test_one_that_ends_as_its_last_slice_is_stopped_has_ended(ran, tmp_path):

@@ -6,7 +6,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from apart_fast.analysis.groups import group_colours
-from apart_fast.analysis.published import published
+from apart_fast.analysis.published import near_published, published
 from apart_fast.report.lettering import LONGEST_LABEL, drawn
 
 
@@ -14,11 +14,11 @@ def draw(numbers: dict) -> Figure:
     """Two panels over the epochs, from what `compute` returned: PGD-20 accuracy, and accuracy of the reference.
 
     The second is drawn as the distance from accuracy under random noise: so networks of every size, and the published
-    curves that lie behind where the data set is theirs (CIFAR-10), share one line.
+    curves that lie behind where data set and radius are theirs (CIFAR-10, 8/255), share one line.
     """
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    if numbers["dataset"] == "cifar10":
+    if numbers["dataset"] == "cifar10" and near_published(numbers["eps"]):
         _draw_published(left, right)
     groups: dict[str, list[dict]] = {}
     for run in numbers["runs"]:
