@@ -15,6 +15,7 @@ from benchmarks.steps import C, H, W, engine_step, make_problem, settings
 
 IMAGES, BATCH, CORES = 50_000, 128, os.cpu_count() or 1
 PLAIN = "DataLoader, an image at a time"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALONE = "dataloader, no workers"
 NAMES = {
     "resident": (),
@@ -38,13 +39,12 @@ def split():
 def make(split, tmp_path_factory):
     """make(kind) builds a loader with as many workers as cores, or as told."""
     cache, made = tmp_path_factory.mktemp("beton"), []
-    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def make(kind: str, workers: int = CORES):
         options = {"cache": cache, "progress": False} if kind == "ffcv" else {}
         made.append(
             make_loader(
-                kind, split, batch_size=BATCH, seed=0, device=device, padding=4, flip=True, workers=workers, **options
+                kind, split, batch_size=BATCH, seed=0, device=DEVICE, padding=4, flip=True, workers=workers, **options
             )
         )
         return made[-1]
@@ -88,14 +88,12 @@ def passes(loaders, split):
         for _ in loaders[name].epoch(epochs[name]):
             pass
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-
     def plain_pass() -> None:
         for images, labels in plain:  # the others deliver there
-            images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            images.to(DEVICE, non_blocking=True), labels.to(DEVICE, non_blocking=True)
 
     runs = {name: lambda name=name: one_pass(name) for name in loaders}
-    return interleave(runs | {PLAIN: plain_pass}, rounds=9, device=device)
+    return interleave(runs | {PLAIN: plain_pass}, rounds=9, device=DEVICE)
 
 
 def check_equal_batches(loaders) -> None:

@@ -14,7 +14,7 @@ from apart_fast.analysis.cache import ResultCache, result_key
 from apart_fast.analysis.groups import group_runs
 from apart_fast.analysis.inputs import judged_data, open_runs
 from apart_fast.analysis.pictures.curves import draw
-from apart_fast.analysis.published import near_published, published
+from apart_fast.analysis.published import comparable, published
 from apart_fast.analysis.settings import CurvesConfig
 from apart_fast.device import pick_device
 from apart_fast.errors import UserError
@@ -122,7 +122,7 @@ def _refuse_others(config: CurvesConfig, runs: Sequence[Run]) -> None:
     """Runs beside which the published curves say nothing."""
     for one in runs:
         eps = config.eps if config.judge else one.config.eval_eps
-        if one.config.dataset != "cifar10" or not near_published(parse_eps(eps)):
+        if not comparable(one.config.dataset, parse_eps(eps)):
             what = f"{one.name} is of {one.config.dataset}, judged within {eps}"
             raise UserError(f"the published curves are of cifar10 within 8/255, but {what}: leave --published out")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 _FILE = Path(__file__).parent / "published.json"
 
 
-def near_published(eps: float) -> bool:
-    """Whether `eps` is the radius of the published curves, 8/255 (or their 0.031)."""
-    return abs(eps - 8 / 255) <= 1e-3
+def comparable(dataset: str, eps: float) -> bool:
+    """Whether the published curves are of this data set and radius: CIFAR-10, 8/255 (or their 0.031)."""
+    return dataset == "cifar10" and abs(eps - 8 / 255) <= 1e-3
 
 
 def published(name: str) -> dict:

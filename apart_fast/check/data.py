@@ -4,7 +4,9 @@ from pathlib import Path
 
 from apart_fast.check.lines import Given, Line, first_line
 from apart_fast.errors import UserError
+from apart_fast.files import expanded
 from apart_fast.loaders import DATASETS, load_dataset
+from apart_fast.loaders.datasets.folder import has_folders
 
 
 def check(given: Given) -> list[Line]:
@@ -14,17 +16,12 @@ def check(given: Given) -> list[Line]:
     return [_look(name, given) for name in DATASETS]
 
 
-def _lies_there(name: str, given: Given) -> bool:
-    """Whether these are folders of pictures, which are those of other sets too."""
-    root = Path(given.data_dir or ".").expanduser()
-    return name == "folder" and any((root / part).exists() for part in ("train", "test"))
-
-
 def _look(name: str, given: Given) -> Line:
     try:
         data = load_dataset(name, given.data_dir or ".", download=False, progress=False, cache=given.cache_dir)
     except UserError as error:
-        wrong = "damaged" in str(error) or _lies_there(name, given)
+        # folders of pictures may be those of another set: only "folder" takes any
+        wrong = "damaged" in str(error) or (name == "folder" and has_folders(expanded(Path(given.data_dir or "."))))
         return Line(name, "fails" if wrong else "missing", first_line(error))
     except Exception as error:  # of a file that nobody expected
         return Line(name, "fails", first_line(error))

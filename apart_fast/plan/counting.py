@@ -48,7 +48,7 @@ class Network:
     step_flops: float
     step_traffic: float
     kept: float
-    pointless: bool = False
+    pointless: bool
 
 
 def _pointless(model: torch.nn.Module) -> bool:

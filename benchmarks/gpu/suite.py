@@ -214,11 +214,9 @@ def _run(config: Config, suite: Suite, name: str, deadline: float | None) -> int
         suite.note(name, "left out", why="the time was over")
         return 0
     earlier = suite.parts.get(name, {})
-    if earlier.get("state") == "passed":  # on another commit or device, or --again
-        if part.folder is not None:
-            shutil.rmtree(place.out / part.folder, ignore_errors=True)
-        elif not part.words(place):  # a finished training is not repeated: it stays what it is, and of when it was
-            return 0
+    passed = earlier.get("state") == "passed"  # on another commit or device, or this is --again
+    if passed and part.folder is not None:
+        shutil.rmtree(place.out / part.folder, ignore_errors=True)
     spent = float(earlier.get("seconds") or 0) if earlier.get("state") == "stopped" else 0.0
     began, code, slices, shown = time.monotonic(), STOPPED, 0, list(earlier.get("command") or [])
 
@@ -232,6 +230,8 @@ def _run(config: Config, suite: Suite, name: str, deadline: float | None) -> int
         while code == STOPPED and slices < most:
             words = part.words(place)
             if not words:  # it had ended, or ended as it was stopped
+                if passed and not slices:  # a finished training is not repeated: it stays what it is, and of when
+                    return 0
                 code = 0
                 break
             left = LIMIT if deadline is None else min(LIMIT, deadline - time.monotonic())

@@ -19,6 +19,11 @@ CACHE = derived.FOLDER
 _UNUSED = ("val", "valid", "validation", "dev", "extra")  # folders that others put beside train and test
 
 
+def has_folders(root: Path) -> bool:
+    """Whether one of train/ and test/ is there, be it right or wrong."""
+    return any(os.path.lexists(root / part) for part in PARTS)
+
+
 def load_folder(
     root: Path,
     *,

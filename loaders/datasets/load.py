@@ -22,7 +22,7 @@ from apart_fast.loaders.datasets.decode import Decoded, Pattern
 from apart_fast.loaders.datasets.derived import folder_for
 from apart_fast.loaders.datasets.fetch import FETCHING, fetch, find, reason
 from apart_fast.loaders.datasets.fingerprints import digest
-from apart_fast.loaders.datasets.folder import load_folder
+from apart_fast.loaders.datasets.folder import has_folders, load_folder
 from apart_fast.loaders.datasets.hugging_face import load_hugging_face
 from apart_fast.loaders.datasets.read import READERS, Arrays
 from apart_fast.loaders.datasets.reading import Reading, Resizing
@@ -87,7 +87,7 @@ def load_known(
     known = KNOWN[name]
     remove_abandoned(root, f"{FETCHING}*")
     source = find(known, root, elsewhere=False)
-    as_folder = any(os.path.lexists(root / part) for part in ("train", "test"))
+    as_folder = has_folders(root)
     if source is None and as_folder:
         return _from_folder(name, known, root, progress, cache, reading.resizing)
     if source is None:

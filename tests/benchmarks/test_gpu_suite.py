@@ -167,6 +167,26 @@ def test_a_stopped_training_goes_on_and_a_finished_one_is_left_alone(ran, tmp_pa
     assert entry["state"] == "passed" and entry["commit"] != "def"  # its figures are of then
 
 
+def test_a_profile_of_another_commit_is_made_anew(ran, tmp_path, monkeypatch):
+    kept = tmp_path / "out" / "profile-128" / "profile.json"
+
+    def profile(_words):
+        assert not kept.exists()
+        kept.parent.mkdir()
+        kept.write_text("{}")
+        return 0
+
+    def started():
+        return ran("profile-128", codes={"profile-128": profile})[1].count("profile-128")
+
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "data.json").write_text("{}")
+    assert (started(), started()) == (1, 0)
+    monkeypatch.setattr(suite, "environment", lambda: {"device": "A GPU", "commit": "def"})
+    assert started() == 1
+    assert json.loads((tmp_path / "out" / "suite.json").read_text())["parts"]["profile-128"]["commit"] == "def"
+
+
 def test_one_that_ends_as_its_last_slice_is_stopped_has_ended(ran, tmp_path):
     folder = tmp_path / "out" / "apart-30"
 

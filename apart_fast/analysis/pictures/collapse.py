@@ -6,7 +6,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from apart_fast.analysis.groups import group_colours
-from apart_fast.analysis.published import near_published, published
+from apart_fast.analysis.published import comparable, published
 from apart_fast.report.lettering import LONGEST_LABEL, drawn
 
 
@@ -18,7 +18,7 @@ def draw(numbers: dict) -> Figure:
     """
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    if numbers["dataset"] == "cifar10" and near_published(numbers["eps"]):
+    if comparable(numbers["dataset"], numbers["eps"]):
         _draw_published(left, right)
     groups: dict[str, list[dict]] = {}
     for run in numbers["runs"]:
